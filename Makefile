@@ -1,0 +1,45 @@
+# make study   sets up .venv and runs the embedded phantom study      make test   sets up .venv and runs every test
+# make docs    renders the site with Quarto                           make lab    opens the notebooks
+# make notebooks  runs every notebook again and saves its outputs     make lock   resolves requirements.in again
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+CONFIG ?= configs/phantom.yaml
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: study test docs lab notebooks lock lock-check clean
+
+study: .venv/ready
+	$(BIN)/cxrlg_study $(CONFIG)
+
+test: .venv/ready
+	$(BIN)/python -m pytest -q tests
+	$(BIN)/nbdev_test --n_workers 2
+
+docs: .venv/ready
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.7 or later on the PATH: https://quarto.org/docs/get-started/"; exit 1; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_docs
+
+lab: .venv/ready
+	$(BIN)/jupyter lab nbs
+
+notebooks: .venv/ready
+	$(BIN)/python tests/run_notebooks.py
+
+lock:
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install -q uv==0.13.9
+	echo "# Every package at one version, for Linux x86-64 and macOS arm64, Python 3.11 and 3.12; \`make lock\` makes it from requirements.in." > requirements.lock
+	.venv-lock/bin/uv pip compile -q --universal --python-version 3.11 --annotation-style line --no-header requirements.in >> requirements.lock
+	rm -rf .venv-lock
+
+lock-check: .venv/ready
+	$(BIN)/python tests/check_lock.py
+
+.venv/ready: requirements.lock settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' || { echo "cxrlg needs Python 3.11 or 3.12; found $$($(PYTHON) -V): say make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements.lock
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf .venv _proc _docs build cxrlg.egg-info

@@ -1,0 +1,15 @@
+"""Fixtures shared by the tests: where the real films are, and a small phantom study's parts."""
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def films():
+    "The folder of real chest films (`$CXRLG_DATA`, or `../shared/data` beside the repository); skips when absent"
+    folder = Path(os.environ.get('CXRLG_DATA', ROOT.parent / 'shared' / 'data'))
+    if not (folder / 'nih128').is_dir(): pytest.skip(f'no real films in {folder}: set CXRLG_DATA')
+    return folder
