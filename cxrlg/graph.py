@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LabelGraph', 'lam_max', 'soft_threshold', 'GraphL1', 'planted_logits', 'CouplingFit', 'coupling_path', 'cv_couplings',
-           'fit_couplings']
+           'fit_couplings', 'false_edges_bound', 'stable_edges', 'edge_agreement', 'plot_couplings', 'plot_network',
+           'plot_path']
 
-# %% ../nbs/04_graph.ipynb #1af98a6d
+# %% ../nbs/04_graph.ipynb #5ef01a8a
 import math, warnings
 from dataclasses import dataclass
-import numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from torch import nn
 from torch.nn import functional as F
 from fastai.callback.core import Callback
@@ -17,7 +18,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.optimizer import OptimWrapper
 from threadpoolctl import threadpool_limits
 
-# %% ../nbs/04_graph.ipynb #60b6c05a
+# %% ../nbs/04_graph.ipynb #65733421
 class LabelGraph(nn.Module):
     "Refine logits with messages between labels: `z + alpha * message(z) @ A`; the identity at the start"
     def __init__(self,
@@ -32,7 +33,7 @@ class LabelGraph(nn.Module):
         if (message == 'centred') != (prevalence is not None): raise ValueError(f"message={message!r} with prevalence={prevalence}: 'centred' needs a prevalence a label, the others take none")
         if n_labels < 1: raise ValueError(f'n_labels={n_labels}: at least one label is needed')
         self.n_labels, self.alpha, self.message, self.symmetric = n_labels, alpha, message, symmetric
-        self.A = nn.Parameter(torch.zeros(n_labels, n_labels))
+        self.A, self.received = nn.Parameter(torch.zeros(n_labels, n_labels)), None
         self.register_buffer('mask', 1 - torch.eye(n_labels), persistent=False)
         self.register_buffer('prevalence', None if prevalence is None else self._checked(prevalence))
 
@@ -63,7 +64,7 @@ class LabelGraph(nn.Module):
     @property
     def nonzero(self): return int((self.weight() != 0).sum())
     @property
-    def strength(self): return float(self.weight().abs().sum())
+    def strength(self): return float(self.weight().detach().abs().sum())
 
     def couplings(self,
         labels=None, # names of the labels; their numbers by default
@@ -113,7 +114,7 @@ def soft_threshold(
     "The proximal map of `t * sum|a|`"
     return torch.sign(a) * (a.abs() - t).clamp(min=0)
 
-# %% ../nbs/04_graph.ipynb #47e61502
+# %% ../nbs/04_graph.ipynb #b5393a0c
 class GraphL1(Callback):
     "L1 penalty on the couplings of a `LabelGraph`: by sub-gradient ('l1') or by proximal steps ('prox')"
     order, run_valid = MixedPrecision.order + 0.5, False
@@ -162,6 +163,7 @@ class GraphL1(Callback):
     @torch.no_grad()
     def after_loss(self):
         g, w = self.label_graph, self._weight('batches')
+        if g.received is None: raise ValueError('the LabelGraph saw no batch in training mode: is it part of the forward pass?')
         z, p = g.received, torch.sigmoid(self.learn.pred.detach().float())
         self._average('zero', _gradient_at_zero(g, z, *self.yb, self.loss_func), w)
         square = g.messages(z).square().sum(1, keepdim=True)
@@ -185,11 +187,14 @@ class GraphL1(Callback):
         if self.pending is None: return
         w = self._weight('steps')
         self._average('grad', self.pending, w)
-        A, floor = self.label_graph.A, torch.finfo(torch.float32).tiny
-        rate = self.step_size * (1 - w) / self.means['curvature'].clamp(min=floor)
-        rate = rate.clamp(max=1e6)
+        A, rate = self.label_graph.A, self.step_size * (1 - w) / self._curvature()
         A.copy_(soft_threshold(A - rate * self.means['grad'], rate * self._lam()))
         self.pending = None
+
+    def _curvature(self):
+        "Weight of each entry in the step's metric: the receiver's curvature, or in a symmetric graph the mean of both ends'"
+        d = self.means['curvature'].clamp(min=1e-7)[None]
+        return (d + d.T) / 2 if self.label_graph.symmetric else d
 
     def after_train(self):
         "Bring the figures for the history up to date, from the raw iterate"
@@ -444,7 +449,7 @@ def coupling_path(
         lams = solver.lam_max * np.geomspace(1, min_ratio, n_lams) if lams is None else np.sort(np.atleast_1d(lams))[::-1]
         return [_fit_at(solver, lam, names) for lam in lams]
 
-# %% ../nbs/04_graph.ipynb #bf6c941c
+# %% ../nbs/04_graph.ipynb #bcddad6e
 def _held_out(solver, z, y, M, cols):
     "Summed held-out cross-entropy of each row"
     A, b, s = solver.p.unpack(solver.B)
@@ -452,10 +457,11 @@ def _held_out(solver, z, y, M, cols):
     loss = np.maximum(eta, 0) + np.log1p(np.exp(-np.abs(eta))) - np.nan_to_num(y[:, cols]) * eta
     return np.where(np.isnan(y[:, cols]), 0, loss).sum(1)
 
-def _folds(groups, n, n_splits, seed):
-    "Number of the fold of each row, whole groups together"
-    codes = np.arange(n) if groups is None else pd.factorize(np.asarray(groups))[0]
-    if len(codes) != n: raise ValueError(f'{len(codes)} groups for {n} rows: give the patient of each row')
+def _folds(groups, kept, n_splits, seed):
+    "Number of the patient and of the fold of each kept row, whole patients together"
+    groups = np.arange(len(kept)) if groups is None else np.asarray(groups)
+    if len(groups) != len(kept): raise ValueError(f'{len(groups)} groups for {len(kept)} rows: give the patient of each row')
+    codes = pd.factorize(groups[kept])[0]
     if (codes < 0).any(): raise ValueError(f'{(codes < 0).sum()} rows have no group: give the patient of each row')
     found = codes.max() + 1
     if found < n_splits: raise ValueError(f'n_splits={n_splits} is more than the {found} patients: use n_splits={found} or fewer' if found > 1 else 'one patient cannot be cross-validated: give a number as lam')
@@ -479,7 +485,7 @@ def cv_couplings(
     "Held-out loss along the path of penalties, over folds of patients"
     form = dict(alpha=alpha, message=message, bias=bias, scale=scale, min_positives=min_positives)
     z, y, kept = _clean(logits, targets)
-    codes, fold = _folds(None if groups is None else np.asarray(groups)[kept], len(z), n_splits, seed)
+    codes, fold = _folds(groups, kept, n_splits, seed)
     with threadpool_limits(1):
         full = _Solver(_Problem(z, y, **form))
         total, M, cols = np.count_nonzero(~np.isnan(y)), _messages(z, alpha, message), full.p.fitted
@@ -530,3 +536,142 @@ def fit_couplings(
     return fit
 
 def _approach(lam, cv): return lam if cv is None else cv.lam[cv.lam >= lam].to_numpy()
+
+# %% ../nbs/04_graph.ipynb #361222c3
+def false_edges_bound(
+    q:float, # mean number of edges selected on a half
+    n_candidates:int, # edges that could be selected, L(L-1)
+    tau:float, # share of halves needed, above 1/2
+    n_pairs:int, # complementary pairs B
+    worst:bool=False, # without the unimodality assumption
+) -> float: # upper bound of the expected number of noise edges among the stable
+    "Bound on expected false selections (Shah & Samworth, 2013, Theorems 1 and 2)"
+    theta, b = q / n_candidates, 1 / (2 * n_pairs)
+    if not 0.5 < tau <= 1: raise ValueError(f'tau={tau}: the bounds hold above 1/2 and up to 1')
+    if worst or theta > 3**-0.5 or tau <= min(0.5 + theta**2, 0.5 + b + 0.75 * theta**2): return theta * q / (2 * tau - 1)
+    return theta * q * (1 / (2 * (2 * tau - 1 - b)) if tau <= 0.75 else 4 * (1 - tau + b) / (1 + 2 * b))
+
+def stable_edges(
+    logits, # [n, L] logits before the graph
+    targets, # [n, L]: 1, 0 or NaN unknown
+    groups=None, # [n] patient of each row; every row its own when None
+    lam:float=None, # penalty; by default the smallest of the path that selects at most sqrt(0.8 P) edges on all rows
+    tau:float=0.9, # share of the halves in which a stable edge is selected with one sign
+    n_pairs:int=50, # random splits of the patients in two halves
+    labels=None, # names of the labels
+    seed:int=42, # of the splits
+    **form, # of `coupling_path`: alpha, bias, scale, message, min_positives
+) -> pd.DataFrame: # an edge a row: source, target, A (on all rows), frequency, sign, stable; attrs: lam, q, bound, worst
+    "Couplings that survive complementary-pairs stability selection over patients, with the bound on false ones"
+    z, y, kept = _clean(logits, targets)
+    names = _names(labels, z.shape[1])
+    codes, _ = _folds(groups, kept, 2, seed)
+    whole = _at_size(z, y, form) if lam is None else coupling_path(z, y, lams=lam, **form)[0]
+    signs = _half_signs(z, y, codes, whole.lam, n_pairs, seed, form)
+    return _stability_table(whole, signs, tau, n_pairs, names)
+
+def _at_size(z, y, form):
+    "The fit with the most edges that are at most sqrt(0.8 P)"
+    P = z.shape[1] * (z.shape[1] - 1)
+    fits = coupling_path(z, y, **{'n_lams': 20, 'min_ratio': 1e-2, 'tol': 1e-4, **form})
+    return [f for f in fits if f.nonzero <= math.sqrt(0.8 * P)][-1]
+
+def _half_signs(z, y, codes, lam, n_pairs, seed, form):
+    "Signs of the couplings on each half of each random split of the patients [2 * n_pairs, L, L]"
+    rng, signs = np.random.default_rng(seed), []
+    for _ in range(n_pairs):
+        half = (rng.permutation(codes.max() + 1) % 2)[codes]
+        signs += [np.sign(coupling_path(z[half == k], y[half == k], lams=lam, **{'tol': 1e-3, **form})[0].A) for k in (0, 1)]
+    return np.array(signs, dtype=np.int8)
+
+def _stability_table(fit, signs, tau, n_pairs, names):
+    L = len(fit.A)
+    i, j = np.nonzero(~np.eye(L, dtype=bool))
+    plus, minus = (signs == 1).mean(0)[i, j], (signs == -1).mean(0)[i, j]
+    table = pd.DataFrame(dict(source=[names[k] for k in i], target=[names[k] for k in j], A=fit.A[i, j], frequency=np.maximum(plus, minus), sign=np.where(plus >= minus, 1, -1)))
+    table['stable'] = table.frequency >= tau
+    q, P = float((signs != 0).sum((1, 2)).mean()), max(len(i), 1)
+    table.attrs = dict(lam=fit.lam, q=q, tau=tau, n_pairs=n_pairs, bound=false_edges_bound(q, P, tau, n_pairs), worst=false_edges_bound(q, P, tau, n_pairs, worst=True))
+    return table.sort_values('frequency', ascending=False, kind='stable').reset_index(drop=True)
+
+# %% ../nbs/04_graph.ipynb #ea0e522c
+def edge_agreement(
+    couplings, # {name: A} or a list of [L, L] matrices or tables: one a fold, seed or arm
+) -> pd.DataFrame: # signed Jaccard index of each pair, 1 on the diagonal
+    "How far fits agree on which couplings there are, and on their signs"
+    named = dict(couplings.items() if isinstance(couplings, dict) else enumerate(couplings))
+    signs = {k: np.sign(np.asarray(A, dtype=float)) for k, A in named.items()}
+    return pd.DataFrame({k: {m: _jaccard(a, b) for m, b in signs.items()} for k, a in signs.items()})
+
+def _jaccard(a, b):
+    either = ((a != 0) | (b != 0)).sum()
+    return ((a == b) & (a != 0)).sum() / either if either else 1.
+
+# %% ../nbs/04_graph.ipynb #84e87689
+def plot_couplings(
+    A, # [L, L] matrix, or a table with names
+    labels=None, # names of the labels, where A has none
+    stable:pd.DataFrame=None, # of `stable_edges`: stable couplings get a dot
+    ax=None, # axes to draw on
+    title:str='Label couplings', # title of the picture
+): # the axes
+    "Signed heatmap of couplings, row to column; zeros are white, stable couplings dotted"
+    names, A = _named(A, labels)
+    ax = ax or plt.subplots(figsize=(6.5, 5.5), dpi=100)[1]
+    top = np.abs(A).max(initial=0) or 1
+    image = ax.imshow(A, cmap='RdBu_r', vmin=-top, vmax=top)
+    ax.set(xticks=range(len(A)), yticks=range(len(A)), xlabel='receives', ylabel='sends', title=title)
+    ax.set_xticklabels(names, rotation=90, fontsize=8)
+    ax.set_yticklabels(names, fontsize=8)
+    ax.figure.colorbar(image, ax=ax, label='A (logits per unit of alpha x message)', shrink=0.8)
+    if stable is not None: _mark(ax, stable[stable.stable], list(names))
+    return ax
+
+def _named(A, labels):
+    names = labels if labels is not None else A.columns if isinstance(A, pd.DataFrame) else None
+    A = np.asarray(A, dtype=float)
+    return _names(names, len(A)), A
+
+def _mark(ax, edges, names):
+    at = {str(n): i for i, n in enumerate(names)}
+    ax.scatter([at[str(t)] for t in edges.target], [at[str(s)] for s in edges.source], s=14, c='k', zorder=3)
+
+# %% ../nbs/04_graph.ipynb #0d5d089b
+def plot_network(
+    A, # [L, L] matrix, or a table with names
+    labels=None, # names of the labels, where A has none
+    ax=None, # axes to draw on
+    title:str='Label couplings', # title of the picture
+): # the axes
+    "Couplings as arrows between labels on a circle: red raises, blue lowers, width is size"
+    names, A = _named(A, labels)
+    ax = ax or plt.subplots(figsize=(6.5, 5.5), dpi=100)[1]
+    turn = 2 * np.pi * np.arange(len(A)) / len(A)
+    xy, top = np.c_[np.cos(turn), np.sin(turn)], np.abs(A).max(initial=0) or 1
+    for i, j in np.argwhere(A): _arrow(ax, xy[i], xy[j], A[i, j] / top)
+    for (x, y), name in zip(xy, names): ax.text(1.08 * x, 1.08 * y, name, fontsize=8, va='center', ha='left' if x > 0.1 else 'right' if x < -0.1 else 'center')
+    ax.scatter(*xy.T, s=30, c='k', zorder=3)
+    ax.set(title=title, xlim=(-2, 2), ylim=(-1.25, 1.25), aspect='equal')
+    ax.axis('off')
+    return ax
+
+def _arrow(ax, a, b, size):
+    color = plt.get_cmap('RdBu_r')(0.95 if size > 0 else 0.05)
+    ax.annotate('', b, a, arrowprops=dict(arrowstyle='-|>', color=color, lw=0.5 + 2.5 * abs(size), connectionstyle='arc3,rad=0.15', shrinkA=4, shrinkB=5))
+
+# %% ../nbs/04_graph.ipynb #d1b25181
+def plot_path(
+    path:list, # of `CouplingFit`, from `coupling_path`
+    cv:pd.DataFrame=None, # of `cv_couplings`: the penalties chosen are marked
+    ax=None, # axes to draw on
+    title:str='Couplings along the penalty', # title of the picture
+): # the axes
+    "Each coupling's value against the penalty, with the penalties that cross-validation chose"
+    ax = ax or plt.subplots(figsize=(7, 3.8), dpi=100)[1]
+    values = np.array([f.A.ravel() for f in path])
+    ever = np.abs(values).max(0) > 0
+    ax.plot([f.lam for f in path], values[:, ever], lw=0.8)
+    for rule, style in (('1se', '-'), ('min', '--')) if cv is not None else (): ax.axvline(cv.attrs[rule], color='k', ls=style, lw=1, label={'1se': 'one standard error', 'min': 'minimum'}[rule])
+    if cv is not None: ax.legend(fontsize=8)
+    ax.set(xscale='log', xlabel='penalty (loss per unit of |A|); larger is sparser to the right', ylabel='A', title=title)
+    return ax

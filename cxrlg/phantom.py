@@ -14,11 +14,11 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit, ndtr, softmax
 
-# %% ../nbs/00a_phantom.ipynb #4ec89549
+# %% ../nbs/00a_phantom.ipynb #e6f5e061
 FINDINGS = ['No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation',
             'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices']
 _SIGNS = FINDINGS[1:]
-_PREVALENCE = np.array([.08, .17, .28, .07, .15, .08, .06, .17, .07, .24, .02, .05, .36])
+_PREVALENCE = np.array([.08, .17, .28, .07, .15, .08, .06, .17, .07, .24, .03, .05, .36])
 _REFRESH = np.array([.10, .06, .25, .08, .25, .25, .25, .25, .25, .20, .04, .06, .20])
 
 # %% ../nbs/00a_phantom.ipynb #76a8aca8
@@ -71,13 +71,13 @@ def _sample_labels(n_films, J, rng): # films of each patient, couplings [13, 13]
     y = y[np.arange(n_films.max()) < n_films[:, None]]
     return np.c_[y[:, :-1].sum(1) == 0, y].astype('float32')
 
-# %% ../nbs/00a_phantom.ipynb #15dc33ea
-_HIDDEN, _FALSE, _SHARED = .06, .06, .6
+# %% ../nbs/00a_phantom.ipynb #f8c0fa60
+_HIDDEN, _FALSE, _SHARED = .05, .05, .6
 
 def _evidence(y, who, evidence, rng): # labels [n, 13], patient numbers [n] -> evidence [n, 13] in [0, 1]
     z = rng.standard_normal((who.max() + 1, y.shape[1]))[who]*_SHARED**.5 + rng.standard_normal(y.shape)*(1 - _SHARED)**.5
     u = ndtr(z)
-    e = np.where(y > 0, np.sqrt(np.maximum(u - _HIDDEN, 0)/(1 - _HIDDEN)), .35*np.maximum(u - 1 + _FALSE, 0)/_FALSE)
+    e = np.where(y > 0, (np.maximum(u - _HIDDEN, 0)/(1 - _HIDDEN))**.4, .35*np.maximum(u - 1 + _FALSE, 0)/_FALSE)
     return np.clip(evidence*e, 0, 1).astype('float32')
 
 # %% ../nbs/00a_phantom.ipynb #cd24df75
@@ -211,10 +211,10 @@ def _bones(s, a, img):
     clavicle = _ramp(.032 - abs(d), .025 + s.px)*_ramp(s.ax - .09, .04 + s.px)*_ramp(.95 - s.ax, .1)
     return img + a.rib_amp*ribs*inside*np.clip(1.25 - 1.1*img, .2, 1) + .11*clavicle
 
-# %% ../nbs/00a_phantom.ipynb #add12ddc
+# %% ../nbs/00a_phantom.ipynb #9770e105
 def _bend(a, e, p):
     "Heart, mediastinum and diaphragm moved by their findings"
-    big, wide, up = e['Cardiomegaly'], e['Enlarged Cardiomediastinum'], .16*e['Atelectasis']; right = p['Atelectasis'][0] < .5
+    big, wide, up = e['Cardiomegaly'], e['Enlarged Cardiomediastinum'], .20*e['Atelectasis']; right = p['Atelectasis'][0] < .5
     return _Columns(a, heart_l=a.heart_l + .20*big, heart_r=a.heart_r + .10*big, mediastinum=a.mediastinum*(1 + .8*wide),
                     knob=a.knob + .03*wide, dome_r=a.dome_r - up*right, dome_l=a.dome_l - up*~right)
 
@@ -231,10 +231,10 @@ def _opacity(s, a, e, p):
     return .66, .80*e*zone*s.lung
 
 def _lesion(s, a, e, p):
-    "A round nodule with a sharp edge, in half of the patients a second one"
-    x, y = _spot(s, p, -.45, .30); r = .08 + .05*p[3]; disc = _ramp(r - np.sqrt(x*x + y*y), .02 + s.px)
-    x, y = _spot(s, (p[3], p[2], p[1]), -.45, .30); second = _ramp(.8*r - np.sqrt(x*x + y*y), .02 + s.px)*(p[3] > .5)
-    return .78, .95*e*np.maximum(disc, second)*s.lung
+    "A round nodule with a sharp edge, in most patients a second one"
+    x, y = _spot(s, p, -.45, .30); r = .10 + .05*p[3]; disc = _ramp(r - np.sqrt(x*x + y*y), .02 + s.px)
+    x, y = _spot(s, (p[3], p[2], p[1]), -.45, .30); second = _ramp(.8*r - np.sqrt(x*x + y*y), .02 + s.px)*(p[3] > .3)
+    return .80, .95*e*np.maximum(disc, second)*s.lung
 
 def _edema(s, a, e, p):
     "Haze around both hila, and short horizontal (Kerley B) lines at the lateral bases"
@@ -250,21 +250,21 @@ def _consolidation(s, a, e, p):
 def _pneumonia(s, a, e, p):
     "Several small mottled patches in a lower zone"
     x, y = _spot(s, p, .12, .38)
-    patch = _bump(x, y, .15, .15) + .9*_bump(x - .16, y + .19, .11, .11) + .9*_bump(x + .17, y + .09, .10, .12)
+    patch = _bump(x, y, .18, .17) + .9*_bump(x - .18, y + .21, .13, .13) + .9*_bump(x + .19, y + .10, .12, .14)
     mottle = .75 + .25*np.sin(38*s.X + 9*p[1])*np.sin(38*s.Y + 9*p[2])
     return .76, .95*e*np.minimum(patch, 1)*mottle*s.lung
 
 def _atelectasis(s, a, e, p):
     "One or two plates above the diaphragm"
     d = s.Y - s.floor + .07 + .10*p[1] + (.25*p[2] - .1)*s.ax
-    plates = _line(d, .034, s.px) + .8*_line(d + .12, .026, s.px)*(p[3] > .4)
+    plates = _line(d, .040, s.px) + .8*_line(d + .13, .032, s.px)*(p[3] > .4)
     return .82, .95*e*plates*_side(s, p[0])*_ramp(.66 - s.ax, .1)*s.lung
 
 def _pneumothorax(s, a, e, p):
     "Dark apex and flank without vessels, bounded by a fine pleural line"
-    depth = (s.rim - 1 + (.18 + .42*e)*1.3*_ramp(.20 - s.Y, .8))*.42
+    depth = (s.rim - 1 + (.25 + .45*e)*1.3*_ramp(.20 - s.Y, .8))*.42
     where = _side(s, p[0])*s.lung*_ramp(.35 - s.Y, .1)*_ramp(s.ax - .2, .1); line = _line(depth, .014, s.px)
-    return a.lung - .13 + .55*line, np.sqrt(e)*where*np.maximum(.9*_ramp(depth, .02 + s.px), line)
+    return a.lung - .16 + .6*line, np.sqrt(e)*where*np.maximum(.9*_ramp(depth, .02 + s.px), line)
 
 def _effusion(s, a, e, p):
     "Fluid that fills the costophrenic angle and climbs the wall: a meniscus, on one side or both"
@@ -275,8 +275,8 @@ def _effusion(s, a, e, p):
 
 def _pleural(s, a, e, p):
     "A thickened rind along the wall, and a calcified plaque on the dome"
-    both = np.maximum(_side(s, p[0]), p[3] > .5)
-    rind = _ramp((s.rim - .68)*.42, .03 + s.px)*np.exp(-((s.Y + .30 - .5*p[1])/.50)**2)*both*s.lung
+    both = np.maximum(_side(s, p[0]), p[3] > .3)
+    rind = _ramp((s.rim - .64)*.42, .03 + s.px)*np.exp(-((s.Y + .30 - .5*p[1])/.50)**2)*both*s.lung
     x = s.X - np.where(p[0] < .5, -.42, .42).astype('float32')
     plaque = _ramp(.10 - abs(x) + .02*np.sin(40*s.Y), .02 + s.px)*_ramp(.04 - abs(s.Y - s.floor + .05), .02 + s.px)
     return .90, .95*e*np.maximum(rind, plaque)

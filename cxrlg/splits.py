@@ -220,12 +220,12 @@ def _fold_figures(y, f, K, report):
     return {'prevalence_deviation': float(np.nanmax(report.deviation, initial=0)), 'pair_deviation': float(_pair_deviation(pairs, sizes, len(a))),
             'size_deviation': float(np.abs(sizes / sizes.mean() - 1).max()), 'sizes': sizes.tolist()}
 
-# %% ../nbs/01_splits.ipynb #2905d52d
+# %% ../nbs/01_splits.ipynb #488c0c6f
 def plot_balance(
     reports, # what `balance_report` returned, or a dict of them by name
     ax=None, # matplotlib Axes to draw on; None makes one
 ): # the Axes
-    "For each finding the largest relative deviation of its prevalence over the folds, one mark a report"
+    "For each finding the largest relative deviation of its prevalence over the folds, one mark a report; 0 is drawn at 0.001 %"
     reports = reports if isinstance(reports, dict) else {'': reports}
     names, step = list(next(iter(reports.values())).index), .6 / max(len(reports) - 1, 1)
     ax = ax or plt.subplots(figsize=(7, 1 + .32 * len(names)), dpi=100, layout='constrained')[1]

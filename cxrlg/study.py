@@ -186,7 +186,7 @@ def _overrides(pairs):
     if bad := [p for p, eq, _ in split if not eq]: raise DataError(f'--override {bad[0]}: write NAME=VALUE')
     return {name: yaml.safe_load(value) for name, _, value in split}
 
-# %% ../nbs/07_study.ipynb #d6f9ac8d
+# %% ../nbs/07_study.ipynb #936d1593
 @call_parse
 def main(
     config:str, # the study's YAML file
@@ -202,7 +202,8 @@ def main(
         study = read_config(config, **_overrides(override))['study']
     except (DataError, StudyError) as e: sys.exit(_stop(e, 1 if isinstance(e, StudyError) else 2))
     except KeyboardInterrupt: sys.exit(_stop('stopped; the same command goes on from the last finished epoch of each fold', 130))
-    print(results.to_string(index=False))
+    shown = [c for c in results if c.startswith('fold') and c[4:].isdigit()]
+    print(results[['arm', *shown, 'mean', 'pooled', 'change', 'change_low', 'change_high', 'verdict']].round(4).fillna('').to_string(index=False))
     print(f'report: {runs_dir(out_dir)/study/"report.html"}')
 
 # %% ../nbs/07_study.ipynb #2433189c
