@@ -1,6 +1,6 @@
 # make study   sets up .venv and runs the embedded phantom study      make test   sets up .venv and runs every test
 # make docs    renders the site with Quarto                           make lab    opens the notebooks
-# make notebooks  runs every notebook again and saves its outputs     make lock   resolves requirements.in again
+# make notebooks  runs every notebook, or NB="05_train ...", and saves the outputs     make lock   resolves requirements.in again
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 CONFIG ?= configs/phantom.yaml
@@ -23,7 +23,7 @@ lab: .venv/ready
 	$(BIN)/jupyter lab nbs
 
 notebooks: .venv/ready
-	$(BIN)/python tests/run_notebooks.py
+	$(BIN)/python tests/run_notebooks.py $(NB)
 
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install -q uv==0.13.9

@@ -39,7 +39,7 @@ from .model import CXRNet, predict_logits, save_model
 from .phantom import make_phantom
 from .splits import folds_hash, make_folds, read_folds
 
-# %% ../nbs/05_train.ipynb #2c03ba67
+# %% ../nbs/05_train.ipynb #3abb5125
 ARMS = ('none', 'l1', 'prox')
 
 @dataclass
@@ -61,7 +61,7 @@ class TrainConfig:
     in_chans:int = 1
     pretrained:bool = False
     weights:str = ''
-    drop_rate:float = 0.4
+    drop_rate:float = 0.2
     arm:str = 'none'
     alpha:float = 0.3
     lam:float = -1.
@@ -71,14 +71,14 @@ class TrainConfig:
     gamma_neg:float = 4.
     gamma_pos:float = 0.
     asl_clip:float = 0.05
-    epochs:int = 2
+    epochs:int = 4
     bs:int = 32
     accum:int = 1
-    lr:float = 1e-3
+    lr:float = 2e-3
     wd:float = 1e-4
     warmup:float = 0.1
     grad_clip:float = 1.
-    ema:float = 0.999
+    ema:float = 0.99
     amp:str = 'bf16'
     compile:bool = False
     seed:int = 42
@@ -237,10 +237,10 @@ class History(Callback):
     @property
     def table(self) -> pd.DataFrame: return pd.DataFrame(self.rows)
 
-# %% ../nbs/05_train.ipynb #60479e29
+# %% ../nbs/05_train.ipynb #b03cdea9
 def _read_data(cfg):
     "Draw the phantom, or read a table and cache its films"
-    if cfg.data == 'phantom': return make_phantom(**({'n_patients': 250, 'seed': 42} | cfg.data_args), size=cfg.size)[:2]
+    if cfg.data == 'phantom': return make_phantom(**({'n_patients': 400, 'seed': 42} | cfg.data_args), size=cfg.size)[:2]
     root = Path(cfg.data_dir).expanduser()
     if cfg.data_dir and not root.is_absolute(): root = repo_root()/root
     cache = {k: v for k, v in cfg.data_args.items() if k in ('mode', 'n_jobs')}
@@ -361,7 +361,7 @@ class Checkpoint(Callback):
         if graph: graph.load_state_dict(state['graph'])
         return state['epoch']
 
-# %% ../nbs/05_train.ipynb #8426ec5a
+# %% ../nbs/05_train.ipynb #22b0ee00
 def fit_fold(
     cfg:TrainConfig, # parameters
     learn:Learner, # from `make_learner`
@@ -372,6 +372,7 @@ def fit_fold(
     scheds = [warmup_cosine(lr, cfg.warmup) for lr in (cfg.lr, cfg.lr*cfg.graph_lr)][:len(learn.opt.hypers)]
     start = checkpoint.load() if checkpoint else 0
     with learn.no_bar(): learn.fit(cfg.epochs, cbs=ParamScheduler({'lr': lambda pct: [s(pct) for s in scheds]}), start_epoch=start)
+    if cfg.arm == 'prox' and cfg.ema: learn.model.graph.ema_support_(learn.ema.average['graph.A'])
     learn.model.eval()
     return learn
 

@@ -105,3 +105,10 @@ def test_lock_pins_everything_that_setup_asks_for():
     lines = [l for l in (ROOT/'requirements.lock').read_text().splitlines() if l and not l.startswith(('#', ' '))]
     assert all(re.match(r'[\w.-]+==\S+', l) for l in lines)
     assert wanted <= {re.match(r'[\w.-]+', l).group().lower() for l in lines}
+
+
+def test_the_site_has_no_broken_link(tmp_path):
+    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True)
+    for name in ('_quarto.yml', 'README.md'): shutil.copy(ROOT/name, tmp_path/name)
+    out = subprocess.run([Path(sys.executable).parent/'smalldocs', 'check', 'nbs'], cwd=tmp_path, capture_output=True, text=True)
+    assert out.returncode == 0, out.stdout + out.stderr

@@ -1,0 +1,25 @@
+"""`make notebooks [NB=05_train]`: run notebooks from top to bottom, slow cells too, and save their outputs; warnings and progress bars on standard error are not kept."""
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NBS = Path(__file__).resolve().parents[1] / 'nbs'
+
+
+def run(path):
+    "Execute one notebook in its folder and write it back, without standard error"
+    nb = nbformat.read(path, 4)
+    NotebookClient(nb, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(NBS)}}).execute()
+    for cell in (c for c in nb.cells if c.cell_type == 'code'):
+        cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
+    nbformat.write(nb, path)
+    subprocess.run([Path(sys.executable).parent/'nbdev_clean', '--fname', path], check=True)
+
+
+if __name__ == '__main__':
+    for path in [NBS/f'{name}.ipynb' for name in sys.argv[1:]] or sorted(NBS.glob('*.ipynb')):
+        print(path.name, flush=True)
+        run(path)
