@@ -12,8 +12,8 @@ study: .venv/ready
 	$(BIN)/cxrlg_study $(CONFIG)
 
 test: .venv/ready
+	CXRLG_RUNS=$$(mktemp -d) $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -q tests
-	$(BIN)/nbdev_test --n_workers 2
 
 docs: .venv/ready
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.7 or later on the PATH: https://quarto.org/docs/get-started/"; exit 1; }

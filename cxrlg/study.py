@@ -48,7 +48,7 @@ def read_config(
     check_names(config, [f.name for f in fields(TrainConfig)] + list(_LISTS))
     return config
 
-# %% ../nbs/07_study.ipynb #21369d57
+# %% ../nbs/07_study.ipynb #854ceba1
 def expand(
     config:dict, # from `read_config`
 ) -> list: # of TrainConfig, one a job; arms vary slowest and folds fastest
@@ -57,7 +57,9 @@ def expand(
     default = dict(arms=[single.pop('arm', 'none')], seeds=[single.pop('seed', 42)], folds=None)
     if 'fold' in single: default['folds'] = [single.pop('fold')]
     arms, seeds, folds = ((lambda v: v if isinstance(v, list) else [v])(config[k]) if k in config else default[k] for k in _LISTS)
-    if folds is None: folds = list(range(single.get('n_splits', TrainConfig.n_splits)))
+    if folds is None: folds = list(range(TrainConfig(**{'n_splits': single.get('n_splits', TrainConfig.n_splits)}).n_splits))
+    for name, values in zip(_LISTS, (arms, seeds, folds)):
+        if not values or len({str(v) for v in values}) < len(values): raise DataError(f'{name}={values}: name at least one, and each once')
     return [TrainConfig(**single, arm=a, seed=s, fold=f) for a, s, f in itertools.product(arms, seeds, folds)]
 
 # %% ../nbs/07_study.ipynb #10c0ac02
