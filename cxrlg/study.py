@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['read_config', 'expand', 'notebook', 'run_job', 'StudyError', 'prepare', 'evaluate', 'run_study', 'main']
 
-# %% ../nbs/07_study.ipynb #dbfe6084
+# %% ../nbs/07_study.ipynb #393336f0
 import base64
+import ctypes
 import itertools
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, fields
@@ -26,34 +28,37 @@ from tqdm import tqdm
 
 import cxrlg
 from .data import DataError, atomic_write
-from .train import TrainConfig, check_names, is_done, load_data, load_folds, make_model, runs_dir
+from .eval import runs_dir
+from .train import TrainConfig, _pixels_hash, _table_hash, check_names, is_done, load_data, load_folds, make_model, read_json
 
 # %% ../nbs/07_study.ipynb #7f035a3b
 _LISTS = dict(arms='arm', seeds='seed', folds='fold')
 
-# %% ../nbs/07_study.ipynb #12119c60
+# %% ../nbs/07_study.ipynb #7b357650
 def read_config(
     config:str|dict, # path of a YAML file, or its content as a mapping
-    **overrides, # parameters that replace those of the file
+    overrides:dict=None, # parameters that replace those of the file
 ) -> dict: # parameters, with `arms`, `seeds` and `folds` as lists
     "Read a study's configuration and refuse names that do not exist"
     if not isinstance(config, dict):
         path = Path(config)
         if not path.is_file(): raise DataError(f'there is no configuration {path}')
-        try: config = yaml.safe_load(path.read_text()) or {}
+        try: config = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+        except UnicodeDecodeError as e: raise DataError(f'{path} is not UTF-8 text: {e.reason} at byte {e.start}') from e
         except yaml.YAMLError as e: raise DataError(f'{path} is not valid YAML: {" ".join(str(e).split())}') from e
         if not isinstance(config, dict): raise DataError(f'{path} is not a mapping of parameter names to values')
         config = {'study': path.stem} | config
-    config = config | {k: v for k, v in overrides.items() if v is not None}
+    config = {'study': 'study'} | config | (overrides or {})
     check_names(config, [f.name for f in fields(TrainConfig)] + list(_LISTS))
     return config
 
-# %% ../nbs/07_study.ipynb #854ceba1
+# %% ../nbs/07_study.ipynb #d961b11c
 def expand(
     config:dict, # from `read_config`
 ) -> list: # of TrainConfig, one a job; arms vary slowest and folds fastest
     "Every job of a study: arms x seeds x folds"
     single = {k: v for k, v in config.items() if k not in _LISTS}
+    if both := [f'{one} and {many}' for many, one in _LISTS.items() if many in config and one in config]: raise DataError(f'{both[0]} are both given: keep one')
     default = dict(arms=[single.pop('arm', 'none')], seeds=[single.pop('seed', 42)], folds=None)
     if 'fold' in single: default['folds'] = [single.pop('fold')]
     arms, seeds, folds = ((lambda v: v if isinstance(v, list) else [v])(config[k]) if k in config else default[k] for k in _LISTS)
@@ -81,15 +86,28 @@ def _failure(path):
             if out.output_type == 'error': return f'{path}, cell {i}: {out.ename}: {out.evalue}'.splitlines()[0]
     return f'{path}: the kernel was stopped before the notebook ended'
 
-# %% ../nbs/07_study.ipynb #965f2c9e
+# %% ../nbs/07_study.ipynb #922f6711
+_running = set()
+
+def _die_with_parent():
+    "On Linux, let the child be killed when this process dies, however it dies"
+    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+def _stop_children():
+    "End the notebooks that are running; their kernels end with them"
+    for run in list(_running): run.terminate()
+
+# %% ../nbs/07_study.ipynb #8150de88
 def _papermill(name, out, params, env=None):
     "Run notebook `name` with papermill into `out`; None, or one line on what went wrong"
     out.parent.mkdir(parents=True, exist_ok=True)
     args = [sys.executable, '-m', 'papermill', str(notebook(name)), str(out), '-b', _base64_yaml(params), '--no-progress-bar', '--log-level', 'ERROR', '-k', 'python3']
-    run = subprocess.run(args, env=os.environ | (env or {}), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(args, env=os.environ | (env or {}), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_die_with_parent)
+    _running.add(run)
+    try: said = run.communicate()[1].strip().splitlines() or ['no message']
+    finally: _running.discard(run)
     if run.returncode == 0: return None
-    said = (run.stderr.strip().splitlines() or ['no message'])[-1]
-    return _failure(out) if out.is_file() else f'papermill could not start: {said}'
+    return _failure(out) if out.is_file() else f'papermill could not start: {said[-1]}'
 
 # %% ../nbs/07_study.ipynb #46174ab7
 def _base64_yaml(params):
@@ -109,23 +127,43 @@ def run_job(
 class StudyError(RuntimeError):
     "Some jobs of a study failed; the others are done"
 
-# %% ../nbs/07_study.ipynb #dbf9c653
-def _check_folder(cfg):
-    "Refuse a fold's folder that holds finished results of another configuration, naming the parameters that differ"
-    if is_done(cfg) or not (cfg.path/'done.json').is_file(): return
-    old = json.loads((cfg.path/'config.json').read_text())
-    differ = [f'{k}: {old.get(k)!r} there, {v!r} here' for k, v in asdict(cfg).items() if old.get(k) != v and k not in ('data_dir', 'out_dir')]
-    raise DataError(f'{cfg.path} holds results of another configuration ({"; ".join(differ)}): use another study name, or remove that folder')
+# %% ../nbs/07_study.ipynb #247e7fb1
+_MAY_DIFFER = {'arm', 'seed', 'fold', 'alpha', 'lam', 'lam_share', 'graph_lr', 'data_dir', 'out_dir', 'study', 'threads'}
 
-# %% ../nbs/07_study.ipynb #e9479324
+def _check_others(cfg):
+    "Refuse a study's folder that holds finished folds of another configuration, naming the parameters that differ"
+    for path in sorted((runs_dir(cfg.out_dir)/cfg.study).glob('*/seed*/fold*/config.json')):
+        old, same_fold = read_json(path), path.parent == cfg.path
+        differ = [k for k, v in asdict(cfg).items() if k in old and old[k] != v and k not in (_MAY_DIFFER - ({'alpha', 'lam', 'lam_share', 'graph_lr', 'threads'} if same_fold else set()))]
+        if differ: raise DataError(f'{path.parent} holds results of another configuration ('
+                                   + '; '.join(f'{k}: {old[k]!r} there, {getattr(cfg, k)!r} here' for k in differ) + '): use another study name, or remove that folder')
+
+# %% ../nbs/07_study.ipynb #88ce0fd6
+def _check_data(jobs, table, pixels):
+    "Refuse finished folds that were trained on other labels or films than are there now"
+    now = dict(table=_table_hash(table), pixels=_pixels_hash(pixels))
+    for cfg in filter(is_done, jobs):
+        then = read_json(cfg.path/'config.json').get('hashes', {})
+        if changed := [k for k in now if then.get(k) != now[k]]: raise DataError(f'{cfg.path} was trained on another {" and other ".join(changed)} than {cfg.data} gives now: use another study name, or remove that folder')
+
+# %% ../nbs/07_study.ipynb #e613d5bd
+def _check_model(cfg):
+    "Build the model of a configuration and pass two black films through it"
+    model = make_model(cfg, ['one', 'two'])
+    try:
+        with torch.no_grad(): model(torch.zeros(2, 1, cfg.size, cfg.size))
+    except (RuntimeError, AssertionError, ValueError) as e: raise DataError(f'arch={cfg.arch!r} cannot take films of size={cfg.size}: {str(e).splitlines()[0]}') from e
+
+# %% ../nbs/07_study.ipynb #6c6a49dc
 def prepare(
     jobs:list, # TrainConfigs of one study
 ):
-    "Check jobs without training: folders, data, folds and model; fills the pixel cache once for all"
-    for cfg in jobs: _check_folder(cfg)
-    table, _ = load_data(jobs[0])
+    "Check jobs without training: folders, model, data and folds; fills the pixel cache once for all"
+    for cfg in jobs: _check_others(cfg)
+    for cfg in {c.arm: c for c in jobs}.values(): _check_model(cfg)
+    table, pixels = load_data(jobs[0])
+    _check_data(jobs, table, pixels)
     load_folds(jobs[0], table)
-    for arm in {cfg.arm: cfg for cfg in jobs}.values(): make_model(arm, table.attrs['labels'])
 
 # %% ../nbs/07_study.ipynb #8ee7f44e
 def _workers(threads, n_jobs):
@@ -133,7 +171,7 @@ def _workers(threads, n_jobs):
     gpus = list(range(torch.cuda.device_count()))
     return n_jobs or len(gpus) or max(1, cpu_count()//threads), gpus
 
-# %% ../nbs/07_study.ipynb #70912c2d
+# %% ../nbs/07_study.ipynb #0a72952d
 def _train_all(jobs, n_jobs, bar):
     "Run jobs side by side; the lines of those that failed"
     n, gpus = _workers(jobs[0].threads, n_jobs)
@@ -142,6 +180,7 @@ def _train_all(jobs, n_jobs, bar):
     def one(cfg):
         gpu = free.get()
         try: return run_job(cfg, gpu)
+        except OSError as e: return f'{cfg.path}: {e.strerror}: {e.filename}'
         finally: free.put(gpu)
     done = Parallel(n_jobs=n, backend='threading', return_as='generator_unordered')(delayed(one)(cfg) for cfg in jobs)
     failed = []
@@ -161,7 +200,7 @@ def evaluate(
     if wrong: raise StudyError(f'the evaluation failed: {wrong}')
     return pd.read_csv(folder/'results.csv')
 
-# %% ../nbs/07_study.ipynb #f411043b
+# %% ../nbs/07_study.ipynb #b9b43c62
 def run_study(
     config:str|dict, # path of a YAML file, or its content as a mapping
     n_jobs:int=None, # jobs at a time; None: one a GPU, or one for each `threads` cores
@@ -170,7 +209,8 @@ def run_study(
     **overrides, # parameters that replace those of the file
 ) -> pd.DataFrame: # the results table
     "Train what a study lacks, evaluate it, and return its results"
-    config = read_config(config, **overrides)
+    if n_boot < 1: raise DataError(f'n_boot={n_boot}: at least 1 replicate')
+    config = read_config(config, overrides)
     jobs = expand(config)
     prepare(jobs)
     study, out = jobs[0].study, jobs[0].out_dir
@@ -181,14 +221,15 @@ def run_study(
     if failed: raise StudyError(f'{len(failed)} of {len(jobs)} folds failed; run the same command again once it is mended. First: {failed[0]}')
     return results
 
-# %% ../nbs/07_study.ipynb #1465efbc
+# %% ../nbs/07_study.ipynb #345a9b49
 def _overrides(pairs):
     "NAME=VALUE pairs as a mapping, values read as YAML"
     split = [p.partition('=') for p in pairs or []]
     if bad := [p for p, eq, _ in split if not eq]: raise DataError(f'--override {bad[0]}: write NAME=VALUE')
-    return {name: yaml.safe_load(value) for name, _, value in split}
+    try: return {name: yaml.safe_load(value) for name, _, value in split}
+    except yaml.YAMLError as e: raise DataError(f'--override: {" ".join(str(e).split())}') from e
 
-# %% ../nbs/07_study.ipynb #936d1593
+# %% ../nbs/07_study.ipynb #ea753d8f
 @call_parse
 def main(
     config:str, # the study's YAML file
@@ -199,14 +240,18 @@ def main(
     override:Param('NAME=VALUE ..., parameters in place of the file\'s', str, nargs='*')=None,
 ):
     "Run a study: train the folds that are missing, evaluate, and write a report"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        results = run_study(config, n_jobs, n_boot, data_dir=data_dir, out_dir=out_dir, **_overrides(override))
-        study = read_config(config, **_overrides(override))['study']
+        given = _overrides(override) | {k: v for k, v in dict(data_dir=data_dir, out_dir=out_dir).items() if v is not None}
+        settings = read_config(config, given)
+        results = run_study(settings, n_jobs, n_boot)
     except (DataError, StudyError) as e: sys.exit(_stop(e, 1 if isinstance(e, StudyError) else 2))
-    except KeyboardInterrupt: sys.exit(_stop('stopped; the same command goes on from the last finished epoch of each fold', 130))
-    shown = [c for c in results if c.startswith('fold') and c[4:].isdigit()]
-    print(results[['arm', *shown, 'mean', 'pooled', 'change', 'change_low', 'change_high', 'verdict']].round(4).fillna('').to_string(index=False))
-    print(f'report: {runs_dir(out_dir)/study/"report.html"}')
+    except KeyboardInterrupt:
+        _stop_children()
+        sys.exit(_stop('stopped; the same command goes on from the last finished epoch of each fold', 130))
+    shown = ['arm', *(c for c in results if c.startswith('fold') and c[4:].isdigit()), 'mean', 'pooled', 'change', 'change_low', 'change_high', 'verdict']
+    print(results[[c for c in shown if c in results]].round(4).fillna('').to_string(index=False))
+    print(f'report: {runs_dir(settings.get("out_dir", ""))/settings["study"]/"report.html"}')
 
 # %% ../nbs/07_study.ipynb #2433189c
 def _stop(message, status):

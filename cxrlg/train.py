@@ -4,15 +4,20 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'TrainConfig', 'check_names', 'repo_root', 'EMA', 'warmup_cosine', 'History', 'load_data', 'load_folds',
-           'EpochSeed', 'make_model', 'make_learner', 'Checkpoint', 'fit_fold', 'FoldResult', 'is_done', 'train_fold']
+           'EpochSeed', 'make_model', 'make_learner', 'Checkpoint', 'fit_fold', 'FoldResult', 'read_json', 'is_done',
+           'fold_lock', 'train_fold']
 
-# %% ../nbs/05_train.ipynb #90582dcf
+# %% ../nbs/05_train.ipynb #4e075208
+import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
+import re
+import socket
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from functools import partial
@@ -22,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
@@ -31,6 +36,7 @@ from fastai.learner import Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from tqdm import tqdm
 
+import cxrlg
 from .asl import AsymmetricLoss
 from .data import DataError, PixelCache, atomic_write, audit, fold_dls, read_table
 from .eval import macro_auc, runs_dir, tta
@@ -39,7 +45,7 @@ from .model import CXRNet, predict_logits, save_model
 from .phantom import make_phantom
 from .splits import folds_hash, make_folds, read_folds
 
-# %% ../nbs/05_train.ipynb #3abb5125
+# %% ../nbs/05_train.ipynb #58100db3
 ARMS = ('none', 'l1', 'prox')
 
 @dataclass
@@ -56,8 +62,8 @@ class TrainConfig:
     fold_seed:int = 42
     locked:float = 0.
     official:bool = False
-    arch:str = 'seresnext101_32x4d'
-    arch_args:dict = field(default_factory=lambda: {'layers': [1, 1, 1, 1]})
+    arch:str = ''
+    arch_args:dict = field(default_factory=dict)
     in_chans:int = 1
     pretrained:bool = False
     weights:str = ''
@@ -91,9 +97,12 @@ class TrainConfig:
     out_dir:str = ''
 
     def __post_init__(self):
+        for f in fields(self):
+            if f.type in (float, 'float'): setattr(self, f.name, _number(getattr(self, f.name)))
         for name, ok, say in _RULES:
             v = getattr(self, name)
             if not ok(v): raise DataError(f'{name}={v!r}: {say}')
+        if not self.arch: self.arch, self.arch_args = 'seresnext101_32x4d', {'layers': [1, 1, 1, 1]} | self.arch_args
         if not self.fold < self.n_splits: raise DataError(f'fold={self.fold}: with n_splits={self.n_splits} the folds are 0 to {self.n_splits - 1}')
 
     @property
@@ -106,7 +115,13 @@ class TrainConfig:
     def path(self) -> Path: # folder of this fold's results
         return runs_dir(self.out_dir)/self.study/self.arm/f'seed{self.seed}'/f'fold{self.fold}'
 
-# %% ../nbs/05_train.ipynb #d521411e
+# %% ../nbs/05_train.ipynb #0ee46b70
+def _number(v):
+    "A float from an int, or from text such as 1e-3, which YAML does not take for a number"
+    try: return v if isinstance(v, bool) else float(v)
+    except (TypeError, ValueError): return v
+
+def _is_a(kind): return lambda v: isinstance(v, kind)
 def _is_int(lo): return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= lo
 def _is_num(lo, hi=math.inf): return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and lo <= v <= hi
 def _is_in(*choices): return lambda v: v in choices
@@ -120,7 +135,9 @@ _RULES = (
     ('loss', _is_in('asl', 'bce'), 'use asl or bce'), ('amp', _is_in('bf16', 'fp16', 'no'), 'use bf16, fp16 or no'),
     ('group', _is_in('patient', 'image'), 'use patient or image'), ('data_args', lambda v: isinstance(v, dict), 'a mapping of argument names to values'),
     ('arch_args', lambda v: isinstance(v, dict), 'a mapping of argument names to values'),
-    ('study', lambda v: isinstance(v, str) and v and Path(v).name == v, 'a plain name without slashes'))
+    *((n, _is_a(str), 'a text') for n in ('data', 'data_dir', 'arch', 'weights', 'out_dir')), *((n, _is_a(bool), 'true or false') for n in ('pretrained', 'compile', 'official')),
+    ('crop', lambda v: v > 0, 'a share above 0'), ('in_chans', _is_in(1, 3), 'use 1 or 3'), ('uncertain', _is_a((str, dict)), 'use ignore, zeros, ones, or a mapping by finding'),
+    ('study', lambda v: isinstance(v, str) and re.fullmatch(r'\w[\w.-]{0,99}', v) and v != 'cache', 'a plain name without slashes, of letters, digits, dots and dashes'))
 
 def check_names(
     names, # parameter names as a user gave them
@@ -133,13 +150,14 @@ def check_names(
         near = get_close_matches(str(n), known, 1)
         raise DataError(f'there is no parameter {n!r}' + (f': did you mean {near[0]!r}?' if near else f'; known are {", ".join(known)}'))
 
-# %% ../nbs/05_train.ipynb #7187c8ab
+# %% ../nbs/05_train.ipynb #a225b2a0
 def repo_root(
     start:str=None, # folder to start from; the current one if None
-) -> Path: # the nearest folder at or above `start` that holds settings.ini and nbs/, or `start` itself
+) -> Path: # the nearest folder at or above `start` that holds settings.ini and nbs/, else the package's repository, else `start`
     "The root of the repository"
     start = Path(start or Path.cwd()).resolve()
-    return next((p for p in (start, *start.parents) if (p/'settings.ini').is_file() and (p/'nbs').is_dir()), start)
+    package = Path(cxrlg.__file__).resolve().parents[1]
+    return next((p for p in (start, *start.parents, package) if (p/'settings.ini').is_file() and (p/'nbs').is_dir()), start)
 
 # %% ../nbs/05_train.ipynb #c728665c
 class EMA(Callback):
@@ -198,14 +216,14 @@ def warmup_cosine(
         return lr*(1 + math.cos(math.pi*(pct - warmup)/max(1 - warmup, 1e-12)))/2
     return schedule
 
-# %% ../nbs/05_train.ipynb #474f6170
+# %% ../nbs/05_train.ipynb #3eff97e2
 class History(Callback):
     "One row an epoch, summed on the device and read back once; a progress bar over the epoch's batches"
     order = 40
     def __init__(self,
         labels:list, # names of the findings
         bar:bool=True, # show a progress bar on standard error?
-    ): self.labels, self.bar, self.rows, self.progress = labels, bar, [], None
+    ): self.labels, self.bar, self.rows, self.progress, self.diverged = labels, bar, [], None, False
 
     def before_train(self):
         self.total, self.count, self.start = torch.zeros((), device=self.dls.device), 0, time.perf_counter()
@@ -226,6 +244,7 @@ class History(Callback):
         self.progress.close()
         self.seconds = time.perf_counter() - self.start
         self.train_loss, self.speed = self.total.item()/self.count, self.count/self.seconds
+        if not math.isfinite(self.train_loss): self.diverged = True; raise CancelFitException
 
     def after_validate(self):
         auc = macro_auc(torch.cat(self.targs).cpu().numpy(), torch.sigmoid(torch.cat(self.preds)).float().cpu().numpy(), self.labels).macro
@@ -237,10 +256,13 @@ class History(Callback):
     @property
     def table(self) -> pd.DataFrame: return pd.DataFrame(self.rows)
 
-# %% ../nbs/05_train.ipynb #b03cdea9
+# %% ../nbs/05_train.ipynb #ea5c889b
 def _read_data(cfg):
     "Draw the phantom, or read a table and cache its films"
-    if cfg.data == 'phantom': return make_phantom(**({'n_patients': 400, 'seed': 42} | cfg.data_args), size=cfg.size)[:2]
+    if cfg.data == 'phantom':
+        try: return make_phantom(**({'n_patients': 400, 'seed': 42} | cfg.data_args), size=cfg.size)[:2]
+        except (TypeError, ValueError) as e: raise DataError(f'data_args={cfg.data_args}: {e}') from e
+    if not cfg.data_dir: raise DataError(f'data_dir is missing: data={cfg.data!r} needs the folder of its films')
     root = Path(cfg.data_dir).expanduser()
     if cfg.data_dir and not root.is_absolute(): root = repo_root()/root
     cache = {k: v for k, v in cfg.data_args.items() if k in ('mode', 'n_jobs')}
@@ -296,7 +318,7 @@ def _graph_callback(cfg):
     how = dict(share=cfg.lam_share) if cfg.lam < 0 else dict(lam=cfg.lam)
     return [GraphL1(mode='prox', step=min(1., 0.3*cfg.graph_lr), **how)]
 
-# %% ../nbs/05_train.ipynb #7ad7de62
+# %% ../nbs/05_train.ipynb #e804936e
 def make_model(
     cfg:TrainConfig, # parameters
     labels:list, # names of the findings
@@ -304,9 +326,10 @@ def make_model(
     "The model of a configuration"
     torch.manual_seed(cfg.seed)
     graph = None if cfg.arm == 'none' else LabelGraph(len(labels), alpha=cfg.alpha)
-    return CXRNet(cfg.arch, labels, graph, cfg.in_chans, cfg.pretrained, cfg.weights, cfg.drop_rate, cfg.arch_args)
+    try: return CXRNet(cfg.arch, labels, graph, cfg.in_chans, cfg.pretrained, cfg.weights, cfg.drop_rate, cfg.arch_args)
+    except (TypeError, ZeroDivisionError, IndexError, AssertionError) as e: raise DataError(f'arch={cfg.arch!r} does not take arch_args={cfg.arch_args}: {e}') from e
 
-# %% ../nbs/05_train.ipynb #cc8a6ac3
+# %% ../nbs/05_train.ipynb #5b2f178d
 def make_learner(
     cfg:TrainConfig, # parameters
     dls, # fastai DataLoaders of this fold
@@ -315,6 +338,7 @@ def make_learner(
     bar:bool=True, # progress bars?
 ) -> Learner: # with the callbacks of the method; `fit_fold` trains it
     "A fastai Learner that holds the whole recipe"
+    if cfg.amp == 'fp16' and dls.device.type != 'cuda': raise DataError('amp=fp16 needs a CUDA GPU: use bf16 or no')
     model = (model or make_model(cfg, labels)).to(dls.device, memory_format=torch.channels_last)
     if cfg.amp == 'bf16': model.amp = torch.bfloat16
     if cfg.compile: model.backbone.compile()
@@ -330,7 +354,7 @@ def make_learner(
     learn.opt.set_hypers(wd=[cfg.wd, 0.][:len(learn.opt.hypers)])
     return learn
 
-# %% ../nbs/05_train.ipynb #fa190383
+# %% ../nbs/05_train.ipynb #bc6dcbdf
 class Checkpoint(Callback):
     "Write everything a resume needs after each epoch"
     order = 70
@@ -354,14 +378,14 @@ class Checkpoint(Callback):
         if not self.path.exists(): return 0
         try: state = torch.load(self.path, map_location=self.dls.device, weights_only=True)
         except Exception as e: raise DataError(f'{self.path} is damaged ({type(e).__name__}): remove it to train this fold from its start') from e
-        if state['key'] != self.key: raise DataError(f'{self.path} is of another configuration or of other data: remove it, or use another study name')
+        if state.get('key') != self.key: raise DataError(f'{self.path} is of another configuration or of other data: remove it, or use another study name')
         ema, graph, history = self._parts()
         self.model.load_state_dict(state['model']); self.opt.load_state_dict(state['opt']); history.rows = state['history']
         if ema: ema.step, ema.average = state['ema']['step'], state['ema']['average']
         if graph: graph.load_state_dict(state['graph'])
         return state['epoch']
 
-# %% ../nbs/05_train.ipynb #22b0ee00
+# %% ../nbs/05_train.ipynb #bb4aae0a
 def fit_fold(
     cfg:TrainConfig, # parameters
     learn:Learner, # from `make_learner`
@@ -372,6 +396,7 @@ def fit_fold(
     scheds = [warmup_cosine(lr, cfg.warmup) for lr in (cfg.lr, cfg.lr*cfg.graph_lr)][:len(learn.opt.hypers)]
     start = checkpoint.load() if checkpoint else 0
     with learn.no_bar(): learn.fit(cfg.epochs, cbs=ParamScheduler({'lr': lambda pct: [s(pct) for s in scheds]}), start_epoch=start)
+    if learn.history.diverged: raise DataError(f'training diverged in epoch {len(learn.history.rows) + 1}: the loss is not a finite number; lower lr={cfg.lr}')
     if cfg.arm == 'prox' and cfg.ema: learn.model.graph.ema_support_(learn.ema.average['graph.A'])
     learn.model.eval()
     return learn
@@ -436,15 +461,53 @@ def _write_results(cfg, path, learn, table, pixels, folds, hashes, seconds):
     with atomic_write(path/'done.json') as f: Path(f).write_text(json.dumps(done, indent=1))
     (path/'checkpoint.pt').unlink(missing_ok=True)
 
-# %% ../nbs/05_train.ipynb #68ba233c
+# %% ../nbs/05_train.ipynb #fd94168b
+_FILES = ('config.json', 'done.json', 'history.csv', 'model.json', 'model.safetensors', 'oof.parquet')
+
+def read_json(
+    path, # a JSON file
+) -> dict: # its content; empty when the file is missing, damaged or no mapping
+    "What a result's JSON file says, if it says anything"
+    try: d = json.loads(Path(path).read_text())
+    except (OSError, ValueError): return {}
+    return d if isinstance(d, dict) else {}
+
 def is_done(
     cfg:TrainConfig, # parameters
-) -> bool: # is there a finished result of exactly this configuration?
+) -> bool: # is there a finished result of exactly this configuration, with all its files?
     "Does `done.json` match the configuration?"
-    done = cfg.path/'done.json'
-    return done.is_file() and json.loads(done.read_text())['config'] == cfg.hash
+    return read_json(cfg.path/'done.json').get('config') == cfg.hash and all((cfg.path/f).is_file() for f in _FILES)
 
-# %% ../nbs/05_train.ipynb #05e400f8
+# %% ../nbs/05_train.ipynb #1847f2eb
+@contextmanager
+def fold_lock(
+    path, # folder of a fold's results
+): # context in which no other process trains this fold
+    "Hold a fold's folder, and clear away what a killed process left half-written"
+    path = Path(path); path.mkdir(parents=True, exist_ok=True)
+    with open(path/'lock', 'a+') as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError: raise DataError(f'{path} is being trained by {_holder(f)}: wait for it, or stop it') from None
+        f.truncate(0); f.write(f'process {os.getpid()} on {socket.gethostname()}'); f.flush()
+        for part in path.glob('*.tmp-*'): part.unlink()
+        try: yield
+        finally: (path/'lock').unlink(missing_ok=True)
+
+def _holder(f):
+    f.seek(0)
+    return f.read() or 'another process'
+
+# %% ../nbs/05_train.ipynb #124ed0ef
+def _train(cfg, table, pixels, folds, model, bar):
+    "Fit, predict and write one fold"
+    start, labels = time.perf_counter(), table.attrs['labels']
+    hashes = dict(config=cfg.hash, table=_table_hash(table), folds=folds_hash(table, folds), pixels=_pixels_hash(pixels))
+    dls = fold_dls(pixels, table, folds, cfg.fold, bs=cfg.bs, seed=cfg.seed, flip=cfg.flip, rotate=cfg.rotate, crop=cfg.crop, jitter=cfg.jitter)
+    learn = make_learner(cfg, dls, labels, model, bar)
+    fit_fold(cfg, learn, Checkpoint(cfg.path/'checkpoint.pt', '-'.join(hashes.values())))
+    _write_results(cfg, cfg.path, learn, table, pixels, folds, hashes, time.perf_counter() - start)
+
+# %% ../nbs/05_train.ipynb #6b5a3958
 def train_fold(
     config:TrainConfig|dict, # parameters, as a TrainConfig or as a mapping of some of them
     bar:bool=True, # progress bars?
@@ -452,14 +515,9 @@ def train_fold(
     "Train one fold of one arm, or read its results if they are there"
     cfg = config if isinstance(config, TrainConfig) else (check_names(config), TrainConfig(**config))[1]
     if is_done(cfg): return FoldResult.load(cfg.path)
-    start = time.perf_counter()
     torch.set_num_threads(cfg.threads)
     table, pixels = load_data(cfg)
-    labels, folds = table.attrs['labels'], load_folds(cfg, table)
-    hashes = dict(config=cfg.hash, table=_table_hash(table), folds=folds_hash(table, folds), pixels=_pixels_hash(pixels))
-    dls = fold_dls(pixels, table, folds, cfg.fold, bs=cfg.bs, seed=cfg.seed, flip=cfg.flip, rotate=cfg.rotate, crop=cfg.crop, jitter=cfg.jitter)
-    learn = make_learner(cfg, dls, labels, bar=bar)
-    cfg.path.mkdir(parents=True, exist_ok=True)
-    fit_fold(cfg, learn, Checkpoint(cfg.path/'checkpoint.pt', '-'.join(hashes.values())))
-    _write_results(cfg, cfg.path, learn, table, pixels, folds, hashes, time.perf_counter() - start)
+    model, folds = make_model(cfg, table.attrs['labels']), load_folds(cfg, table)
+    with fold_lock(cfg.path):
+        if not is_done(cfg): _train(cfg, table, pixels, folds, model, bar)
     return FoldResult.load(cfg.path)

@@ -66,8 +66,12 @@ def test_the_parameters_cell_and_TrainConfig_agree():
 
     from cxrlg.train import TrainConfig
     cell = {k: eval(v['default']) for k, v in inspect_notebook(str(ROOT/'nbs'/'05_train.ipynb')).items()}
-    default = TrainConfig()
-    assert cell == {f.name: getattr(default, f.name) for f in fields(TrainConfig)}
+    assert list(cell) == [f.name for f in fields(TrainConfig)]
+    assert TrainConfig(**cell) == TrainConfig()
+
+
+def test_the_papermill_notebooks_need_only_what_the_package_installs():
+    for name in ('05_train', '06_eval'): assert 'nbdev' not in ''.join(c.source for c in nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4).cells if c.cell_type == 'code')
 
 
 @pytest.mark.parametrize('path', sorted((ROOT/'configs').glob('*.yaml')), ids=lambda p: p.stem)

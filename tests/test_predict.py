@@ -15,7 +15,7 @@ from cxrlg.data import DataError, read_film
 from cxrlg.graph import LabelGraph
 from cxrlg.model import CXRNet, load_model, predict_logits, save_model
 from cxrlg.phantom import make_phantom
-from cxrlg.predict import Predictor, class_maps, find_films, plot_map
+from cxrlg.predict import Predictor, class_maps, find_films, main, plot_map
 from cxrlg.train import train_fold
 
 TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', arch_args={}, bs=8, epochs=2, threads=1)
@@ -210,6 +210,7 @@ def test_folders_are_searched(tmp_path, pngs):
     (tmp_path/'a'/'loop').symlink_to(tmp_path)
     expected = ['A.png', 'a/B/q.JPG', 'a/x.dcm', 'a/z.jpeg', 'b.PNG', 'name with spaces, and commas.png']
     assert [os.path.relpath(f, tmp_path) for f in find_films(tmp_path)] == expected
+    (tmp_path/'a'/'loop').unlink()
     assert find_films([str(tmp_path/'b.PNG'), tmp_path/'a']) == [str(tmp_path/f) for f in ('b.PNG', *expected[1:4])]
     for wrong, say in (([], 'no film is named'), ([tmp_path, 'lost'], 'lost'), ([study_less(tmp_path)], 'holds no film')):
         with pytest.raises(DataError, match=say): find_films(wrong)
@@ -287,7 +288,7 @@ def test_other_heads_have_no_map(arch):
 
 def test_explain_averages_models_and_mirror_images(study, pngs):
     predictor = load(study)
-    x = torch.from_numpy(read_film(pngs[0], 32))[None, None] / 255
+    x = torch.tensor(read_film(pngs[0], 32))[None, None] / 255
     maps = predictor.explain(pngs[0])
     assert maps.shape == (3, 32, 32) and maps.dtype == np.float32
     with torch.inference_mode(): z = np.mean([m.logits(o).numpy()[0] for m in predictor.models for o in (x, x.flip(-1))], 0)
@@ -310,12 +311,16 @@ def test_plot_map_shows_nothing_where_a_map_is_negative():
 
 # ---- the command
 
-def command(*args, cwd=None):
-    env = os.environ | {'OMP_NUM_THREADS': '1'}
-    return subprocess.run([sys.executable, '-c', 'from cxrlg.predict import main; main()', *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env)
+@pytest.fixture(scope='module')
+def command(tmp_path_factory):
+    "Runs the command in a process of its own, as the installed script does"
+    script = tmp_path_factory.mktemp('bin')/'cxrlg_predict'
+    script.write_text("import sys\nfrom cxrlg.predict import main\nif __name__ == '__main__': sys.exit(main())\n")
+    def run(*args, cwd=None): return subprocess.run([sys.executable, script, *map(str, args)], capture_output=True, text=True, cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    return run
 
 
-def test_command_predicts_a_folder(study, pngs, tmp_path):
+def test_command_predicts_a_folder(command, study, pngs, tmp_path):
     folder, out = os.path.dirname(pngs[0]), tmp_path/'new'/'p.csv'
     run = command(study, folder, pngs[1], '--out', out, '--heatmaps', tmp_path/'maps', '--bs', 5)
     assert run.returncode == 0, run.stderr
@@ -328,7 +333,7 @@ def test_command_predicts_a_folder(study, pngs, tmp_path):
     assert os.listdir(out.parent) == ['p.csv']
 
 
-def test_command_bad_films_make_status_1(study, pngs, tmp_path):
+def test_command_bad_films_make_status_1(command, study, pngs, tmp_path):
     (tmp_path/'in').mkdir()
     bad = bad_files(tmp_path/'in', pngs[0])
     run = command(study, pngs[0], tmp_path/'in', pngs[1], '--arm', 'prox', '--no_flip', cwd=tmp_path)
@@ -340,40 +345,32 @@ def test_command_bad_films_make_status_1(study, pngs, tmp_path):
 
 
 REFUSED = {
-    'no study': (lambda s, f, t: [t/'nothing', f], 'there is no study'),
-    'no fold': (lambda s, f, t: [t, f], 'holds no finished fold'),
-    'no film': (lambda s, f, t: [s, t], 'holds no film'),
-    'missing film': (lambda s, f, t: [s, f, t/'lost.png'], 'lost.png'),
-    'no arm': (lambda s, f, t: [s, f, '--arm', 'l1'], 'choose one of none, prox'),
-    'bs': (lambda s, f, t: [s, f, '--bs', '0'], 'at least one film a batch'),
-    'out is a folder': (lambda s, f, t: [s, f, '--out', t], 'is a folder'),
-    'out below a file': (lambda s, f, t: [s, f, '--out', f'{f}/p.csv'], 'nothing was written'),
-    'maps below a file': (lambda s, f, t: [s, f, '--heatmaps', f'{f}/maps'], 'nothing was written'),
+    'no study': (lambda s, f, t: dict(study_dir=t/'nothing'), 'there is no study'),
+    'no fold': (lambda s, f, t: dict(study_dir=t), 'holds no finished fold'),
+    'no film': (lambda s, f, t: dict(films=[t]), 'holds no film'),
+    'missing film': (lambda s, f, t: dict(films=[f, t/'lost.png']), 'lost.png'),
+    'no arm': (lambda s, f, t: dict(arm='l1'), 'choose one of none, prox'),
+    'bs': (lambda s, f, t: dict(bs=0), 'at least one film a batch'),
+    'out is a film': (lambda s, f, t: dict(out=f), 'is one of the films'),
+    'out is a folder': (lambda s, f, t: dict(out=t), 'is a folder'),
+    'out below a file': (lambda s, f, t: dict(out=f'{f}/p.csv'), 'nothing was written'),
+    'maps below a file': (lambda s, f, t: dict(heatmaps=f'{f}/maps'), 'nothing was written'),
 }
 
 
 @pytest.mark.parametrize('name', REFUSED)
 def test_refusals_are_one_line_and_status_2(study, pngs, tmp_path, name, capsys, monkeypatch):
-    from cxrlg.predict import main
-    args, say = REFUSED[name]
+    spoil, say = REFUSED[name]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['cxrlg_predict', *map(str, args(study, pngs[0], tmp_path))])
-    with pytest.raises(SystemExit) as e: main()
-    err = [l for l in capsys.readouterr().err.splitlines() if 'predicting' not in l]
+    with pytest.raises(SystemExit) as e: main(**dict(study_dir=study, films=pngs[:1]) | spoil(study, pngs[0], tmp_path))
+    err = capsys.readouterr().err.splitlines()
     assert e.value.code == 2 and len(err) == 1 and say in err[0]
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == [] and Image.open(pngs[0]).size == (48, 48)
 
 
-def test_command_refuses_in_a_process_of_its_own(study, pngs, tmp_path):
+def test_command_refuses_in_a_process_of_its_own(command, study, pngs, tmp_path):
     run = command(study, pngs[0], 'lost.png', '--out', tmp_path/'p.csv')
     assert run.returncode == 2 and run.stderr.count('\n') == 1 and 'lost.png' in run.stderr and run.stdout == '' and os.listdir(tmp_path) == []
-
-
-def test_out_is_never_a_film(study, pngs, tmp_path):
-    shutil.copy(pngs[0], tmp_path/'film.png')
-    before = (tmp_path/'film.png').read_bytes()
-    run = command(study, tmp_path, '--out', tmp_path/'film.png')
-    assert run.returncode == 2 and 'is one of the films' in run.stderr and (tmp_path/'film.png').read_bytes() == before
 
 
 # ---- real films

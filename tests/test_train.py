@@ -111,7 +111,7 @@ def test_fifty_steps_equal_a_plain_loop(accum):
 @pytest.mark.parametrize('change,says', [
     (dict(fold=3), 'the folds are 0 to 2'), (dict(arm='lasso'), 'none, l1, prox'), (dict(epoch=3), "did you mean 'epochs'"),
     (dict(epochs=0), 'at least 1'), (dict(lr=0), 'above 0'), (dict(ema=1.), 'a decay'), (dict(data='nih', data_dir='no/such'), 'no/such'),
-    (dict(data='nhi'), 'nih'), (dict(arch='test_resnt'), 'test_resnet'), (dict(weights='no.safetensors'), 'there is no file'), (dict(study='a/b'), 'without slashes')])
+    (dict(data='nhi', data_dir='x'), 'nih'), (dict(arch='test_resnt'), 'test_resnet'), (dict(weights='no.safetensors'), 'there is no file'), (dict(study='a/b'), 'without slashes')])
 def test_bad_input_is_one_clear_line_and_leaves_nothing(tmp_path, change, says):
     with pytest.raises(DataError, match=says) as e: run(tmp_path, **change)
     assert '\n' not in str(e.value)
