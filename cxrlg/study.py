@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['read_config', 'expand', 'notebook', 'run_job', 'StudyError', 'prepare', 'evaluate', 'run_study', 'main']
 
-# %% ../nbs/07_study.ipynb #393336f0
+# %% ../nbs/07_study.ipynb #2d6b60a7
 import base64
 import ctypes
+import hashlib
 import itertools
 import json
 import os
@@ -188,16 +189,25 @@ def _train_all(jobs, n_jobs, bar):
         if line: failed.append(line); tqdm.write(f'failed: {line}', file=sys.stderr)
     return failed
 
-# %% ../nbs/07_study.ipynb #26ac8514
+# %% ../nbs/07_study.ipynb #aad98c05
+def _evaluation_key(folder, n_boot):
+    "Identity of an evaluation: the finished folds, the number of replicates and the version"
+    done = [(p.relative_to(folder).as_posix(), p.read_text()) for p in sorted(folder.glob('*/seed*/fold*/done.json'))]
+    return hashlib.sha256(json.dumps([done, n_boot, cxrlg.__version__]).encode()).hexdigest()[:16]
+
+# %% ../nbs/07_study.ipynb #903afe0f
 def evaluate(
     study:str, # name of the study
     out_dir:str='', # where the studies lie, as in `runs_dir`
     n_boot:int=2000, # bootstrap replicates
 ) -> pd.DataFrame: # the results table, also in `results.csv`
-    "Run `06_eval.ipynb` on a study; it writes `results.csv`, figures and `report.html`"
+    "Run `06_eval.ipynb` on a study, unless its report is of these very folds; it writes `results.csv`, figures and `report.html`"
     folder = runs_dir(out_dir)/study
+    key = _evaluation_key(folder, n_boot)
+    if read_json(folder/'evaluation.json').get('key') == key and (folder/'report.html').is_file() and (folder/'results.csv').is_file(): return pd.read_csv(folder/'results.csv')
     wrong = _papermill('06_eval', folder/'06_eval.ipynb', dict(study=study, out_dir=str(runs_dir(out_dir)), n_boot=n_boot))
     if wrong: raise StudyError(f'the evaluation failed: {wrong}')
+    with atomic_write(folder/'evaluation.json') as f: Path(f).write_text(json.dumps(dict(key=key)))
     return pd.read_csv(folder/'results.csv')
 
 # %% ../nbs/07_study.ipynb #b9b43c62

@@ -286,16 +286,17 @@ def test_other_heads_have_no_map(arch):
     assert '\n' not in str(e.value)
 
 
-def test_explain_averages_models_and_mirror_images(study, pngs):
-    predictor = load(study)
-    x = torch.tensor(read_film(pngs[0], 32))[None, None] / 255
+def test_explain_averages_models_and_mirror_images(tmp_path, pngs):
+    for k in range(2): write_fold(tmp_path/f'none/seed42/fold{k}', seed=k, size=96)
+    predictor = load(tmp_path)
+    x = torch.tensor(read_film(pngs[0], 96))[None, None] / 255
     maps = predictor.explain(pngs[0])
-    assert maps.shape == (3, 32, 32) and maps.dtype == np.float32
+    assert maps.shape == (3, 96, 96) and maps.dtype == np.float32 and np.ptp(maps, axis=(1, 2)).min() > .01
     with torch.inference_mode(): z = np.mean([m.logits(o).numpy()[0] for m in predictor.models for o in (x, x.flip(-1))], 0)
     bias = np.mean([m.backbone.get_classifier().bias.detach().numpy() for m in predictor.models], 0)
     np.testing.assert_allclose(maps.mean((1, 2)) + bias, z, atol=1e-4)
     assert np.array_equal(predictor.explain(pngs[0], 'Mass'), maps[1])
-    mirrored = predictor.explain(np.ascontiguousarray(read_film(pngs[0], 32)[:, ::-1]))
+    mirrored = predictor.explain(np.ascontiguousarray(read_film(pngs[0], 96)[:, ::-1]))
     np.testing.assert_allclose(mirrored[:, :, ::-1], maps, atol=1e-4)
     with pytest.raises(DataError, match="did you mean 'Edema'"): predictor.explain(pngs[0], 'Oedema')
     with pytest.raises(DataError, match='is not there'): predictor.explain('lost.png')
@@ -354,6 +355,7 @@ REFUSED = {
     'out is a film': (lambda s, f, t: dict(out=f), 'is one of the films'),
     'out is a folder': (lambda s, f, t: dict(out=t), 'is a folder'),
     'out below a file': (lambda s, f, t: dict(out=f'{f}/p.csv'), 'nothing was written'),
+    'out too long a name': (lambda s, f, t: dict(out='p'*250), 'nothing was written'),
     'maps below a file': (lambda s, f, t: dict(heatmaps=f'{f}/maps'), 'nothing was written'),
 }
 
