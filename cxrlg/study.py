@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_config', 'expand', 'notebook', 'run_job', 'StudyError', 'prepare', 'evaluate', 'run_study', 'main']
 
-# %% ../nbs/07_study.ipynb #2d6b60a7
+# %% ../nbs/07_study.ipynb #1a7408f3
 import base64
 import ctypes
 import hashlib
@@ -28,9 +28,9 @@ from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 import cxrlg
-from .data import DataError, atomic_write
+from .data import DataError, atomic_write, audit
 from .eval import runs_dir
-from .train import TrainConfig, _pixels_hash, _table_hash, check_names, is_done, load_data, load_folds, make_model, read_json
+from .train import TrainConfig, _pixels_hash, _table_hash, check_names, data_root, is_done, load_data, load_folds, make_model, read_json
 
 # %% ../nbs/07_study.ipynb #7f035a3b
 _LISTS = dict(arms='arm', seeds='seed', folds='fold')
@@ -155,7 +155,16 @@ def _check_model(cfg):
         with torch.no_grad(): model(torch.zeros(2, 1, cfg.size, cfg.size))
     except (RuntimeError, AssertionError, ValueError) as e: raise DataError(f'arch={cfg.arch!r} cannot take films of size={cfg.size}: {str(e).splitlines()[0]}') from e
 
-# %% ../nbs/07_study.ipynb #6c6a49dc
+# %% ../nbs/07_study.ipynb #d61a7f47
+def _audit(cfg, table, pixels):
+    "Audit the films of a study into `problems.csv`, with the odd ones as a picture, and refuse fatal problems"
+    folder = runs_dir(cfg.out_dir)/cfg.study
+    problems = audit(table, data_root(cfg), pixels=pixels, picture=folder/'odd_films.png')
+    with atomic_write(folder/'problems.csv') as f: problems.to_csv(f, index=False)
+    fatal = problems[problems.severity == 'fatal']
+    if len(fatal): raise DataError('; '.join(f'{p.what} (rows {", ".join(map(str, p.rows[:5]))}): {p.do}' for p in fatal.itertuples()))
+
+# %% ../nbs/07_study.ipynb #ccb2c2c2
 def prepare(
     jobs:list, # TrainConfigs of one study
 ):
@@ -164,6 +173,7 @@ def prepare(
     for cfg in {c.arm: c for c in jobs}.values(): _check_model(cfg)
     table, pixels = load_data(jobs[0])
     _check_data(jobs, table, pixels)
+    if not all(map(is_done, jobs)) and jobs[0].data != 'phantom': _audit(jobs[0], table, pixels)
     load_folds(jobs[0], table)
 
 # %% ../nbs/07_study.ipynb #8ee7f44e
