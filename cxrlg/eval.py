@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['simulate', 'MacroAUC', 'macro_auc', 'roc_curves', 'bootstrap', 'auc_interval', 'holm', 'paired_bootstrap', 'delong',
            'equivalence', 'tta', 'ensemble', 'scores', 'Calibration', 'calibration', 'fit_temperature', 'calibrated',
-           'cross_calibrated', 'operating_points', 'age_bands', 'subgroups', 'runs_dir', 'Study', 'read_study',
-           'example_study', 'summarise', 'plot_training', 'plot_roc', 'plot_intervals', 'plot_reliability',
-           'plot_graphs', 'study_figures', 'write_report']
+           'cross_calibrated', 'operating_points', 'age_bands', 'subgroups', 'repo_root', 'runs_dir', 'Study',
+           'read_study', 'example_study', 'summarise', 'plot_training', 'plot_roc', 'plot_intervals',
+           'plot_reliability', 'plot_graphs', 'study_figures', 'write_report']
 
-# %% ../nbs/06_eval.ipynb #7777dbcf
+# %% ../nbs/06_eval.ipynb #b7dfa965
 import base64
 import io
 import json
@@ -28,6 +28,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_curve
 
+import cxrlg
 from .data import DataError, atomic_write
 from .graph import plot_couplings
 
@@ -623,14 +624,20 @@ def subgroups(
             rows.append(row)
     return pd.DataFrame(rows, columns=['variable', 'value', 'films', 'patients', 'labels', 'auc', 'low', 'high', 'note'])
 
-# %% ../nbs/06_eval.ipynb #72768c06
+# %% ../nbs/06_eval.ipynb #b829673c
+def repo_root(
+    start:str=None, # folder to start from; the current one if None
+)->Path: # the nearest folder at or above `start` that holds settings.ini and nbs/, else the package's repository, else `start`
+    "The root of the repository"
+    start, package = Path(start or Path.cwd()).resolve(), Path(cxrlg.__file__).resolve().parents[1]
+    return next((f for f in (start, *start.parents, package) if (f / 'settings.ini').is_file() and (f / 'nbs').is_dir()), start)
+
+# %% ../nbs/06_eval.ipynb #54b64739
 def runs_dir(
     out_dir:str='', # the place asked for; empty for the default
 )->Path: # folder that holds the studies
     "Where studies lie: `out_dir`, else `$CXRLG_RUNS`, else `runs/` at the repository's root, else `runs/` here"
-    here = Path.cwd()
-    root = next((f for f in (here, *here.parents) if (f / 'settings.ini').is_file() and (f / 'nbs').is_dir()), here)
-    return Path(out_dir or os.environ.get('CXRLG_RUNS') or root / 'runs').expanduser()
+    return Path(out_dir or os.environ.get('CXRLG_RUNS') or repo_root() / 'runs').expanduser()
 
 # %% ../nbs/06_eval.ipynb #b1feaa5c
 _KINDS = dict(tta=('r', 'rf'), plain=('r', 'r'), before=('z', 'zf'))

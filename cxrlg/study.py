@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_config', 'expand', 'notebook', 'run_job', 'StudyError', 'prepare', 'evaluate', 'run_study', 'main']
 
-# %% ../nbs/07_study.ipynb #1a7408f3
+# %% ../nbs/07_study.ipynb #6edb0cba
 import base64
 import ctypes
 import hashlib
@@ -30,7 +30,7 @@ from tqdm import tqdm
 import cxrlg
 from .data import DataError, atomic_write, audit
 from .eval import runs_dir
-from .train import TrainConfig, _pixels_hash, _table_hash, check_names, data_root, is_done, load_data, load_folds, make_model, read_json
+from .train import TrainConfig, check_names, data_hashes, data_root, is_done, load_data, load_folds, make_model, read_json, refuse_fatal
 
 # %% ../nbs/07_study.ipynb #7f035a3b
 _LISTS = dict(arms='arm', seeds='seed', folds='fold')
@@ -139,10 +139,10 @@ def _check_others(cfg):
         if differ: raise DataError(f'{path.parent} holds results of another configuration ('
                                    + '; '.join(f'{k}: {old[k]!r} there, {getattr(cfg, k)!r} here' for k in differ) + '): use another study name, or remove that folder')
 
-# %% ../nbs/07_study.ipynb #88ce0fd6
+# %% ../nbs/07_study.ipynb #4e9a179a
 def _check_data(jobs, table, pixels):
     "Refuse finished folds that were trained on other labels or films than are there now"
-    now = dict(table=_table_hash(table), pixels=_pixels_hash(pixels))
+    now = data_hashes(table, pixels)
     for cfg in filter(is_done, jobs):
         then = read_json(cfg.path/'config.json').get('hashes', {})
         if changed := [k for k in now if then.get(k) != now[k]]: raise DataError(f'{cfg.path} was trained on another {" and other ".join(changed)} than {cfg.data} gives now: use another study name, or remove that folder')
@@ -155,14 +155,13 @@ def _check_model(cfg):
         with torch.no_grad(): model(torch.zeros(2, 1, cfg.size, cfg.size))
     except (RuntimeError, AssertionError, ValueError) as e: raise DataError(f'arch={cfg.arch!r} cannot take films of size={cfg.size}: {str(e).splitlines()[0]}') from e
 
-# %% ../nbs/07_study.ipynb #d61a7f47
+# %% ../nbs/07_study.ipynb #856fb692
 def _audit(cfg, table, pixels):
     "Audit the films of a study into `problems.csv`, with the odd ones as a picture, and refuse fatal problems"
     folder = runs_dir(cfg.out_dir)/cfg.study
     problems = audit(table, data_root(cfg), pixels=pixels, picture=folder/'odd_films.png')
     with atomic_write(folder/'problems.csv') as f: problems.to_csv(f, index=False)
-    fatal = problems[problems.severity == 'fatal']
-    if len(fatal): raise DataError('; '.join(f'{p.what} (rows {", ".join(map(str, p.rows[:5]))}): {p.do}' for p in fatal.itertuples()))
+    refuse_fatal(problems)
 
 # %% ../nbs/07_study.ipynb #ccb2c2c2
 def prepare(

@@ -146,3 +146,20 @@ def test_papermill_trains_the_fold_it_is_told(tmp_path, where):
     assert json.loads((tmp_path/'out.ipynb').read_text())['cells']
     oof = pd.read_parquet(repo/'runs'/'first'/'none'/'seed42'/'fold2'/'oof.parquet')
     assert set(oof.fold) == {2}
+
+
+def test_papermill_from_anywhere_writes_to_the_repository(tmp_path):
+    "Called from a folder outside the repository, results still go to runs/ at its root"
+    study = f'test-{os.getpid()}'
+    quick = ['-p', 'fold', '1', '-p', 'study', study, '-y', 'data_args: {n_patients: 40}', '-p', 'epochs', '1', '-p', 'size', '32', '-p', 'arch', 'test_resnet']
+    env = {k: v for k, v in os.environ.items() if k != 'CXRLG_RUNS'}
+    try:
+        subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'05_train.ipynb'), 'out.ipynb', *quick], cwd=tmp_path, env=env, check=True)
+        assert (ROOT/'runs'/study/'none'/'seed42'/'fold1'/'done.json').is_file()
+        assert [p.name for p in tmp_path.iterdir()] == ['out.ipynb']
+    finally: shutil.rmtree(ROOT/'runs'/study, ignore_errors=True)
+
+
+def test_papermill_with_a_name_that_does_not_exist_fails(tmp_path):
+    run = subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'05_train.ipynb'), 'out.ipynb', '-p', 'epoch', '1'], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode != 0 and "did you mean 'epochs'" in run.stderr
