@@ -224,14 +224,21 @@ def planted_logits(
     refined = z + alpha * (1 / (1 + np.exp(-z))) @ A
     return z, (rng.random(z.shape) < 1 / (1 + np.exp(-refined))).astype(float), A
 
-# %% ../nbs/04_graph.ipynb #65cdeb23
+# %% ../nbs/04_graph.ipynb #f477b4f5
 def _sigmoid(z):
     e = np.exp(-np.abs(z))
     return np.where(z >= 0, 1., e) / (1 + e)
 
 def _messages(z, alpha, message):
+    if isinstance(message, np.ndarray):
+        if message.shape != z.shape or not np.isfinite(message).all(): raise ValueError(f'messages have shape {message.shape} for logits of shape {z.shape}: give a finite number for each')
+        return alpha * message
     if message not in ('prob', 'logit'): raise ValueError(f"message={message!r}: use 'prob' or 'logit'")
     return alpha * (_sigmoid(z) if message == 'prob' else z)
+
+def _rows(form, kept):
+    "The form, with given messages cut to some rows"
+    return form | ({'message': form['message'][kept]} if isinstance(form.get('message'), np.ndarray) else {})
 
 def _clean(logits, targets):
     "Float64 arrays without the rows whose logits are NaN, and the mask of the rows kept"
@@ -242,11 +249,11 @@ def _clean(logits, targets):
     if not kept.any(): raise ValueError(f'each of the {len(z)} rows has a NaN logit: nothing to fit')
     return np.clip(z[kept], -30, 30), y[kept], kept
 
-# %% ../nbs/04_graph.ipynb #e26d5cda
+# %% ../nbs/04_graph.ipynb #2d8ff5ca
 class _Problem:
     "Offset logistic loss of all fitted labels, as a function of B: one row a label, columns = messages, bias, scale"
     def __init__(self, z, y, alpha, message, bias, scale, min_positives, total=None):
-        self.alpha, self.message, self.bias, self.scale, self.L = alpha, message, bias, scale, z.shape[1]
+        self.alpha, self.message, self.bias, self.scale, self.L = alpha, 'given' if isinstance(message, np.ndarray) else message, bias, scale, z.shape[1]
         known = ~np.isnan(y)
         self.total, positives, n = total or max(known.sum(), 1), np.nansum(y, 0), known.sum(0)
         self.fitted = np.flatnonzero(np.minimum(positives, n - positives) >= max(min_positives, 1))
@@ -256,8 +263,8 @@ class _Problem:
         self.z, self.y = z[:, self.fitted], np.where(known, y, 0.)[:, self.fitted]
         self.known = None if known.all() else known[:, self.fitted].astype(float)
         self.K = self.X.shape[1] + scale
-        self.penalised = np.arange(self.K) < self.L
-        self.free = ~((np.arange(self.K)[None] == self.fitted[:, None]) & self.penalised)
+        self.penalty = (np.arange(self.K) < self.L).astype(float)
+        self.free = ~((np.arange(self.K)[None] == self.fitted[:, None]) & (self.penalty > 0))
         self.pairs = np.triu_indices(self.X.shape[1])
         self.rows = max(64, 150_000 // len(self.pairs[0]))
 
@@ -312,32 +319,70 @@ class _Problem:
         if self.scale: s[self.fitted] += B[:, -1]
         return A, b, s
 
-# %% ../nbs/04_graph.ipynb #14d7182d
-def _shrink(a, t): return np.sign(a) * np.maximum(np.abs(a) - t, 0)
+# %% ../nbs/04_graph.ipynb #d6dd8139
+class _Tied(_Problem):
+    "The same problem with one value for both directions of a pair of labels, as one row of unknowns"
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.L > 60: raise ValueError(f'{self.L} labels: a symmetric fit takes 60 at most')
+        at = {int(j): row for row, j in enumerate(self.fitted)}
+        pairs = [[(at[b], a) for a, b in ((i, j), (j, i)) if b in at] for i in range(self.L) for j in range(i) if i in at or j in at]
+        alone = [[(row, k)] for row in range(len(at)) for k in range(self.L, self.K)]
+        self.T = np.zeros((len(at), self.K, len(pairs) + len(alone)))
+        for column, entries in enumerate(pairs + alone):
+            for row, k in entries: self.T[row, k, column] = 1
+        self.penalty = np.array([len(o) for o in pairs] + [0] * len(alone), dtype=float)
+        self.free = np.ones((1, len(self.penalty)), dtype=bool)
 
+    def start(self): return np.zeros((1, self.T.shape[2]))
+
+    def evaluate(self, theta, cols):
+        "Loss [1], gradient [1, P] and Hessian [1, P, P] of all labels together"
+        f, g, H = super().evaluate(self.T @ theta[0], np.arange(len(self.T)))
+        square = np.zeros((1, len(self.penalty), len(self.penalty)))
+        for T, h in zip(self.T, H): square[0] += T.T @ h @ T
+        return f.sum()[None], np.einsum('jkp,jk->p', self.T, g)[None], square
+
+    def unpack(self, theta): return super().unpack(self.T @ theta[0])
+
+# %% ../nbs/04_graph.ipynb #4d972379
 def _kkt(B, g, t, free):
     "Largest violation of the optimality conditions of each label; `t` the penalty of each column"
     v = np.where(B != 0, np.abs(g + t * np.sign(B)), np.maximum(np.abs(g) - t, 0))
     return (v * free).max(1, initial=0)
 
-def _quadratic(B, g, H, t, free, tol, sweeps=500):
-    "Minimise the quadratic model around B plus the penalty, for all labels at once, by coordinate descent"
-    U, q, diag = B.copy(), g.copy(), np.einsum('ckk->ck', H)
-    live = free & (diag > 1e-12 * np.maximum(diag.max(1, keepdims=True), 1e-300))
-    inv = np.where(live, 1 / np.where(live, diag, 1), 0)
-    for sweep in range(sweeps):
-        moved = np.zeros(len(B))
-        active = range(B.shape[1]) if sweep % 5 == 0 else np.flatnonzero((U != 0).any(0) | (t == 0))
-        for k in active:
-            d = np.where(live[:, k], _shrink(U[:, k] - q[:, k] * inv[:, k], t[k] * inv[:, k]) - U[:, k], 0)
-            if not d.any(): continue
-            U[:, k] += d
-            q += H[:, :, k] * d[:, None]
-            moved = np.maximum(moved, np.abs(d) * diag[:, k])
-        if sweep % 5 == 0 and moved.max(initial=0) <= tol: break
-    return U
+def _sign_search(u, g, H, free, t, tol):
+    "Minimise one label's quadratic model around u plus the penalty: solve on the active set, stop at the best sign change, add the worst violator"
+    u, c, diag = u.copy(), g - H @ u, H.diagonal()
+    live, sign = free & (diag > 1e-12 * diag.max(initial=1e-300)), np.where(t > 0, np.sign(u), 0)
+    active = live & ((u != 0) | (t == 0))
+    for _ in range(20 * len(u)):
+        a = np.flatnonzero(active)
+        old, part, q = u[a], H[np.ix_(a, a)], c[a] + t[a] * sign[a]
+        new = np.linalg.solve(part + np.diag(1e-13 * np.diag(part)), -q) if len(a) else old
+        crossed = sign[a] * new < 0
+        u[a] = _best_crossing(old, new, part, c[a], t[a], crossed) if crossed.any() else new
+        sign, active = np.where(t > 0, np.sign(u), 0), live & ((u != 0) | (t == 0))
+        if crossed.any() and not np.array_equal(u[a], old): continue
+        grad = c + H @ u
+        excess = np.where(live & ~active, np.abs(grad) - t, 0)
+        if excess.max(initial=0) <= tol: break
+        worst = int(excess.argmax())
+        active[worst], sign[worst] = True, -np.sign(grad[worst])
+    return u
 
-# %% ../nbs/04_graph.ipynb #84856967
+def _best_crossing(old, new, H, c, t, crossed):
+    "The best of the points between old and new at which a coordinate that changes sign is zero, and of new itself"
+    d = new - old
+    share = np.where(crossed & (old != 0), -old / np.where(d == 0, 1, d), 1.)
+    points = [np.where(share == x, 0, old + x * d) if x < 1 else new for x in np.unique(np.r_[share, 1.])]
+    return min(points, key=lambda v: c @ v + v @ H @ v / 2 + t @ np.abs(v))
+
+def _quadratic(B, g, H, t, free, tol):
+    "Minimise the quadratic model around B plus the penalty, label by label"
+    return np.array([_sign_search(*o, t, tol) for o in zip(B, g, H, free)]).reshape(B.shape)
+
+# %% ../nbs/04_graph.ipynb #9ea3a133
 class _Solver:
     "Proximal Newton with backtracking; keeps the point, its loss, gradient and Hessian between penalties"
     def __init__(self, problem, tol=1e-6, max_iter=100):
@@ -348,11 +393,13 @@ class _Solver:
         self.lam_max = self._largest()
         self.tol = max(tol * self.lam_max, 1e-14)
 
-    def _largest(self): return float(np.abs(self.g * (self.p.free & self.p.penalised)).max(initial=0))
+    def _largest(self):
+        held = self.p.penalty > 0
+        return float((np.abs(self.g * self.p.free)[:, held] / self.p.penalty[held]).max(initial=0))
 
     def solve(self, lam):
         "Move to the optimum at `lam` from wherever the last call ended; the residual of each label"
-        t = np.where(self.p.penalised, min(lam, 1e300), 0.)
+        t = self.p.penalty * min(lam, 1e300)
         for _ in range(self.max_iter):
             kkt = _kkt(self.B, self.g, t, self.p.free)
             todo = np.flatnonzero(kkt > self.tol)
@@ -375,7 +422,7 @@ class _Solver:
             length = np.where(bad, length / (2 if halving < 4 else 8), length)
         self.B[todo], self.f[todo], self.g[todo], self.H[todo] = new, f, g, H
 
-# %% ../nbs/04_graph.ipynb #f015b9f9
+# %% ../nbs/04_graph.ipynb #3f351899
 @dataclass
 class CouplingFit:
     "Couplings fitted after the model, at one penalty"
@@ -387,7 +434,7 @@ class CouplingFit:
     kkt: float # largest violation of the optimality conditions, in loss per unit of |A|
     loss: float # mean cross-entropy over the known elements of the fitted labels, without the penalty
     alpha: float # scale of the graph
-    message: str # 'prob' or 'logit'
+    message: str # 'prob' or 'logit'; 'given' where the messages were an array
     labels: list # names of the labels
     skipped: list # labels with too few positives or negatives: no couplings received
     cv: pd.DataFrame = None # held-out loss along the path, where a rule chose the penalty
@@ -404,6 +451,7 @@ class CouplingFit:
         logits, # [n, L] logits before the graph
     ) -> np.ndarray: # [n, L] float64: refined logits; a row with a NaN stays NaN
         z = np.asarray(logits, dtype=np.float64)
+        if self.message == 'given': raise ValueError('these couplings were fitted to given messages: logits alone do not refine')
         return z * self.scale + self.bias + _messages(np.clip(z, -30, 30), self.alpha, self.message) @ self.A
 
     def graph(self) -> LabelGraph: # the couplings as a layer, without bias and scale
@@ -411,15 +459,15 @@ class CouplingFit:
         with torch.no_grad(): g.A.copy_(torch.as_tensor(self.A))
         return g
 
-# %% ../nbs/04_graph.ipynb #f4564212
+# %% ../nbs/04_graph.ipynb #cfd5fd05
 def _names(labels, L):
     names = list(range(L)) if labels is None else list(labels)
     if len(names) != L: raise ValueError(f'{len(names)} names for {L} labels: give one for each column')
     return names
 
-def _start(logits, targets, alpha, message, bias, scale, min_positives, tol):
-    z, y, _ = _clean(logits, targets)
-    return _Solver(_Problem(z, y, alpha, message, bias, scale, min_positives), tol)
+def _start(logits, targets, tol, symmetric, **form):
+    z, y, kept = _clean(logits, targets)
+    return _Solver((_Tied if symmetric else _Problem)(z, y, **_rows(form, kept)), tol)
 
 def _fit_at(solver, lam, labels):
     kkt, p = solver.solve(lam).max(initial=0), solver.p
@@ -435,7 +483,8 @@ def coupling_path(
     alpha:float=0.3, # scale of the graph
     bias:bool=True, # fit an unpenalised bias a label
     scale:bool=False, # fit an unpenalised scale of each logit
-    message:str='prob', # 'prob' or 'logit'
+    message='prob', # 'prob', 'logit', or the messages themselves [n, L]
+    symmetric:bool=False, # one value for both directions of a pair?
     labels=None, # names of the labels
     n_lams:int=30, # penalties of the default path
     min_ratio:float=1e-3, # smallest penalty of the default path, as a share of lam_max
@@ -444,12 +493,12 @@ def coupling_path(
 ) -> list: # of `CouplingFit`, from the largest penalty to the smallest
     "Exact couplings along a path of penalties, each fit started from the one before"
     with threadpool_limits(1):
-        solver = _start(logits, targets, alpha, message, bias, scale, min_positives, tol)
+        solver = _start(logits, targets, tol, symmetric, alpha=alpha, message=message, bias=bias, scale=scale, min_positives=min_positives)
         names = _names(labels, solver.p.L)
         lams = solver.lam_max * np.geomspace(1, min_ratio, n_lams) if lams is None else np.sort(np.atleast_1d(lams))[::-1]
         return [_fit_at(solver, lam, names) for lam in lams]
 
-# %% ../nbs/04_graph.ipynb #bcddad6e
+# %% ../nbs/04_graph.ipynb #7df6dc21
 def _held_out(solver, z, y, M, cols):
     "Summed held-out cross-entropy of each row"
     A, b, s = solver.p.unpack(solver.B)
@@ -477,19 +526,20 @@ def cv_couplings(
     targets, # [n, L]: 1, 0 or NaN unknown
     groups=None, # [n] patient of each row; every row its own when None
     n_splits:int=5, # folds
-    alpha:float=0.3, bias:bool=True, scale:bool=False, message:str='prob', # as in `coupling_path`
+    alpha:float=0.3, bias:bool=True, scale:bool=False, message='prob', symmetric:bool=False, # as in `coupling_path`
     n_lams:int=30, min_ratio:float=1e-3, min_positives:int=5, # as in `coupling_path`
     patience:int=5, # penalties to go on after the best
     seed:int=42, # of the folds
 ) -> pd.DataFrame: # lam, loss (held out, mean over elements), se; attrs: 'min' and '1se', the penalties chosen, and lam_max
     "Held-out loss along the path of penalties, over folds of patients"
-    form = dict(alpha=alpha, message=message, bias=bias, scale=scale, min_positives=min_positives)
+    form, problem = dict(alpha=alpha, message=message, bias=bias, scale=scale, min_positives=min_positives), _Tied if symmetric else _Problem
     z, y, kept = _clean(logits, targets)
     codes, fold = _folds(groups, kept, n_splits, seed)
     with threadpool_limits(1):
-        full = _Solver(_Problem(z, y, **form))
-        total, M, cols = np.count_nonzero(~np.isnan(y)), _messages(z, alpha, message), full.p.fitted
-        solvers = [_Solver(_Problem(z[fold != k], y[fold != k], **form), tol=1e-4) for k in range(n_splits)]
+        form = _rows(form, kept)
+        full = _Solver(problem(z, y, **form))
+        M, cols = _messages(z, alpha, form['message']), full.p.fitted
+        solvers = [_Solver(problem(z[fold != k], y[fold != k], **_rows(form, fold != k)), tol=1e-4) for k in range(n_splits)]
         known, losses = np.count_nonzero(~np.isnan(y[:, cols]), axis=1), []
         lams = full.lam_max * np.geomspace(1, min_ratio, n_lams)
         for lam in lams:
@@ -508,7 +558,7 @@ def _cv_table(lams, losses, known, codes, lam_max):
     cv.attrs = {'min': float(cv.lam[best]), '1se': float(cv.lam[within]), 'lam_max': float(lam_max)}
     return cv
 
-# %% ../nbs/04_graph.ipynb #21b05544
+# %% ../nbs/04_graph.ipynb #0ff9846f
 def fit_couplings(
     logits, # [n, L] logits before the graph
     targets, # [n, L]: 1, 0 or NaN unknown
@@ -516,7 +566,8 @@ def fit_couplings(
     alpha:float=0.3, # scale of the graph
     bias:bool=True, # fit an unpenalised bias a label
     scale:bool=False, # fit an unpenalised scale of each logit
-    message:str='prob', # 'prob' or 'logit'
+    message='prob', # 'prob', 'logit', or the messages themselves [n, L]
+    symmetric:bool=False, # one value for both directions of a pair?
     groups=None, # [n] patient of each row, for the cross-validation; every row its own when None
     n_splits:int=5, # folds of the cross-validation
     labels=None, # names of the labels
@@ -525,7 +576,7 @@ def fit_couplings(
     **kwargs, # of `cv_couplings`: n_lams, min_ratio, patience
 ) -> CouplingFit: # the exact optimum at that penalty
     "Sparse couplings for fixed logits: convex, solved to optimality, the penalty chosen over patients"
-    form, cv = dict(alpha=alpha, bias=bias, scale=scale, message=message, min_positives=min_positives), None
+    form, cv = dict(alpha=alpha, bias=bias, scale=scale, message=message, symmetric=symmetric, min_positives=min_positives), None
     if isinstance(lam, str):
         if lam not in ('1se', 'min'): raise ValueError(f"lam={lam!r}: give a number, '1se' or 'min'")
         cv = cv_couplings(logits, targets, groups, n_splits, seed=seed, **form, **kwargs)
@@ -537,7 +588,7 @@ def fit_couplings(
 
 def _approach(lam, cv): return lam if cv is None else cv.lam[cv.lam >= lam].to_numpy()
 
-# %% ../nbs/04_graph.ipynb #361222c3
+# %% ../nbs/04_graph.ipynb #370ac1e4
 def false_edges_bound(
     q:float, # mean number of edges selected on a half
     n_candidates:int, # edges that could be selected, L(L-1)
@@ -560,7 +611,7 @@ def stable_edges(
     n_pairs:int=50, # random splits of the patients in two halves
     labels=None, # names of the labels
     seed:int=42, # of the splits
-    **form, # of `coupling_path`: alpha, bias, scale, message, min_positives
+    **form, # of `coupling_path`: alpha, bias, scale, message, symmetric, min_positives
 ) -> pd.DataFrame: # an edge a row: source, target, A (on all rows), frequency, sign, stable; attrs: lam, q, bound, worst
     "Couplings that survive complementary-pairs stability selection over patients, with the bound on false ones"
     z, y, kept = _clean(logits, targets)

@@ -428,3 +428,33 @@ def test_agreement_of_empty_and_opposite_matrices():
     a[0, 1], b[0, 1] = 1, -1
     table = edge_agreement(dict(a=a, b=b, empty=np.zeros((3, 3)), also=np.zeros((3, 3))))
     assert table.loc['a', 'b'] == 0 and table.loc['empty', 'also'] == 1 and table.loc['a', 'empty'] == 0
+
+
+@pytest.mark.parametrize('bias,scale', [(True, False), (False, True)])
+def test_symmetric_objective_equals_a_general_solver(bias, scale):
+    "One value a pair: scipy's L-BFGS-B on W+ and W- of the upper triangle"
+    z, y, _ = planted_logits(600, n_labels=4, n_edges=5, size=(2., 5.), seed=3)
+    lam = 0.1 * coupling_path(z, y, bias=bias, scale=scale, symmetric=True, n_lams=1)[0].lam_max
+    fit = coupling_path(z, y, lams=lam, bias=bias, scale=scale, symmetric=True)[0]
+    i, j = np.triu_indices(4, 1)
+    M, P = 0.3 / (1 + np.exp(-z)), len(i)
+
+    def f(v):
+        W = np.zeros((4, 4)); W[i, j] = v[:P] - v[P:2*P]
+        b, s = v[2*P:2*P + 4], v[2*P + 4:]
+        eta = z * s + b + M @ (W + W.T)
+        r = (1 / (1 + np.exp(-eta)) - y) / y.size
+        G = M.T @ r
+        G = (G + G.T)[i, j]
+        return (np.logaddexp(0, eta) - y * eta).mean() + 2 * lam * v[:2*P].sum(), np.r_[G + 2 * lam, 2 * lam - G, r.sum(0), (r * z).sum(0)]
+    bounds = [(0, None)] * 2 * P + [(None, None) if bias else (0, 0)] * 4 + [(None, None) if scale else (1, 1)] * 4
+    best = minimize(f, np.r_[np.zeros(2*P + 4), np.ones(4)], jac=True, method='L-BFGS-B', bounds=bounds, options=dict(maxiter=20000, maxfun=50000, ftol=1e-16, gtol=1e-12)).fun
+    assert (fit.A == fit.A.T).all() and 0 < fit.nonzero < 12
+    assert fit.loss + lam * np.abs(fit.A).sum() == pytest.approx(best, rel=1e-9)
+
+
+def test_symmetric_fit_with_a_rare_label_and_masked_targets():
+    z, y, _ = planted_logits(800, n_labels=4, n_edges=5, size=(2., 5.), seed=4)
+    y[:, 3] = 0; y[:2, 3] = 1; y[::7, 1] = np.nan
+    fit = fit_couplings(z, y, symmetric=True, groups=np.arange(800) // 2)
+    assert np.isfinite(fit.A).all() and (fit.A[:, 3] == 0).all() and fit.skipped == [3] and fit.kkt <= 1e-6 * fit.lam_max

@@ -17,7 +17,7 @@ from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
-FLOORS = [{'data', 'splits', 'asl', 'graph'}, {'phantom', 'model'}, {'eval'}, {'train'}, {'study'}, {'predict'}]
+FLOORS = [{'data', 'splits', 'asl', 'graph'}, {'phantom', 'model'}, {'eval'}, {'train', 'controls'}, {'study'}, {'predict'}]
 
 
 def floor(room): return next(i for i, rooms in enumerate(FLOORS) if room in rooms)

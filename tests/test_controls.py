@@ -1,0 +1,122 @@
+"Controls of couplings: exactness of the zero, nesting, bad input, and defined behaviour where there is nothing to fit."
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit
+from sklearn.metrics import roc_auc_score
+
+from cxrlg.controls import CORRECTIONS, MARGINS, Outputs, confirm, coupling_controls, fit_stacking, ising_graph, load_outputs, nested, permute_labels, save_outputs
+from cxrlg.data import DataError
+from cxrlg.eval import simulate
+from cxrlg.graph import planted_logits
+
+
+@pytest.fixture(scope='module')
+def out():
+    y, z, patients = simulate(500, [.3, .2, .1, .25], [1.5, 1.2, 1.8, 1.], seed=5)
+    return Outputs(y, np.stack([z, z + .3*np.random.default_rng(0).normal(size=z.shape)]), patients, patients % 3, list('ABCD'))
+
+
+def test_scale_changes_no_auc_and_stays_in_its_fold(out):
+    "Within a fold a temperature and a bias keep every order: the change of every AUC is exactly 0"
+    new, fitted = nested(out, 'scale')
+    for s in range(2):
+        for k in range(3):
+            here = out.folds == k
+            for j in range(4): assert roc_auc_score(out.targets[here, j], new[s, here, j]) == roc_auc_score(out.targets[here, j], out.logits[s, here, j])
+    assert (new != out.logits).any() and len(fitted) == 6
+
+
+@pytest.mark.parametrize('name', sorted(CORRECTIONS))
+def test_a_fold_is_corrected_without_its_own_targets(out, name):
+    "Nesting: changing the targets of a fold changes nothing in its own corrected logits"
+    small = Outputs(out.targets, out.logits[:1], out.patients, out.folds, out.labels)
+    here, other = out.folds == 1, np.array(out.targets)
+    other[here] = 1 - other[here]
+    changed = Outputs(other, out.logits[:1], out.patients, out.folds, out.labels)
+    a, b = nested(small, name)[0], nested(changed, name)[0]
+    assert np.array_equal(a[:, here], b[:, here])
+    if name != 'scale': assert np.isfinite(b).all()
+
+
+def test_the_table_is_the_mean_over_folds_and_seeds(out):
+    c = coupling_controls(out, arms=('scale', 'stacking'), n_boot=200, bar=False)
+    t = c.table[c.table.metric == 'auc'].set_index('arm')
+    auc = lambda z: np.mean([[np.mean([roc_auc_score(out.targets[out.folds == k, j], z[s, out.folds == k, j]) for j in range(4)]) for k in range(3)] for s in range(2)])
+    assert t.none['stacking'] == pytest.approx(auc(out.logits), abs=1e-12)
+    assert t.change['stacking'] == pytest.approx(auc(c.scores['stacking']) - auc(out.logits), abs=1e-12)
+    assert (t.loc['scale', ['change', 'low', 'high', 'seed_sd']] == 0).all() and t.verdict['scale'] == 'equivalent'
+    cells = c.folds[c.folds.arm == 'stacking']
+    assert len(cells) == 6 and t.up['stacking'] == f'{(cells.change > 0).sum()} of 6'
+    assert t.seed_sd['stacking'] == pytest.approx(cells.groupby('seed').change.mean().std(ddof=1))
+
+
+def test_trained_arms_stand_in_the_same_table(out):
+    better = out.logits + .8*(out.targets - .5)
+    c = coupling_controls(Outputs(out.targets, out.logits, out.patients, out.folds, out.labels, dict(prox=better)), arms=('scale',), n_boot=200, bar=False)
+    t = c.table[c.table.metric == 'auc'].set_index('arm')
+    assert list(t.index) == ['prox', 'scale'] and t.verdict['prox'] == 'better' and t.low['prox'] > MARGINS['auc']
+
+
+def test_placebo_destroys_the_link_and_keeps_the_label():
+    z, y, A = planted_logits(8000, n_labels=6, n_edges=6, size=(6, 9), seed=1)
+    y[::11, 2] = np.nan
+    new = permute_labels(z, y, seed=3)
+    assert np.array_equal(np.sort(new, 0), np.sort(y, 0), equal_nan=True)
+    assert abs(roc_auc_score(y[:, 0], z[:, 0]) - roc_auc_score(new[:, 0], z[:, 0])) < .01
+    assert CORRECTIONS['couplings'](z, y, np.arange(8000))[1].nonzero >= 5
+    assert CORRECTIONS['couplings'](z, new, np.arange(8000))[1].nonzero <= 1
+
+
+def test_ising_pseudo_likelihood_without_penalty_is_the_log_odds_ratio():
+    rng = np.random.default_rng(0)
+    a = rng.random(3000) < .4
+    b = rng.random(3000) < np.where(a, .5, .2)
+    W = ising_graph(np.c_[a, b].astype(float), lam=0.).A
+    t = pd.crosstab(a, b).to_numpy()
+    assert W[0, 1] == pytest.approx(np.log(t[0, 0]*t[1, 1]/t[0, 1]/t[1, 0]), abs=1e-5) and W[0, 1] == W[1, 0]
+
+
+def test_stacking_without_penalty_is_a_logistic_regression():
+    from sklearn.linear_model import LogisticRegression
+    z, y, _ = planted_logits(3000, n_labels=3, n_edges=3, seed=2)
+    apply, _ = fit_stacking(z, y, np.arange(3000), Cs=(1e8,))
+    ref = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(z, y[:, 1]).decision_function(z)
+    assert apply(z)[:, 1] == pytest.approx(ref, abs=1e-3)
+
+
+@pytest.mark.parametrize('change', ['constant label', 'three positives', 'collinear logits', 'huge logits', 'unknown targets', 'one label'])
+def test_every_correction_is_finite_on_hard_input(change):
+    z, y, patients = (np.array(o) for o in (lambda t: (t[1].astype(float), t[0], t[2]))(simulate(150, [.3, .2, .25], 1.5, seed=6)))
+    if change == 'constant label': y[:, 0] = 0
+    if change == 'three positives': y[:, 0] = 0; y[:3, 0] = 1
+    if change == 'collinear logits': z[:, 1] = z[:, 0]
+    if change == 'huge logits': z = z*1e4
+    if change == 'unknown targets': y[::3, 1] = np.nan
+    if change == 'one label': z, y = z[:, :1], y[:, :1]
+    for name, how in CORRECTIONS.items():
+        apply, what = how(z, y, patients)
+        assert np.isfinite(apply(z)).all(), name
+        assert np.isfinite(getattr(what, 'A', np.zeros(1))).all(), name
+
+
+def test_refusals(out):
+    with pytest.raises(DataError, match='must agree'): Outputs(out.targets, out.logits[:, :5], out.patients, out.folds, out.labels)
+    with pytest.raises(DataError, match='one a film'): Outputs(out.targets, out.logits, out.patients[:5], out.folds, out.labels)
+    with pytest.raises(DataError, match='two folds'): nested(Outputs(out.targets, out.logits, out.patients, out.folds*0, out.labels), 'scale')
+    with pytest.raises(DataError, match='no correction'): coupling_controls(out, arms=['x'])
+    with pytest.raises(DataError, match='locked patients are in the folds'): confirm(out, out.targets, out.logits[:, None], out.patients)
+
+
+def test_saved_outputs_come_back_and_judge_alike(out, tmp_path):
+    "Logits are kept to 1/1024: the AUC moves by less than its rounding matters"
+    y, z, patients = simulate(80, [.3, .2, .1, .25], 1.5, seed=9)
+    locked = (y, np.stack([z, z])[:, None], patients + 10_000)
+    save_outputs(out, tmp_path/'o.npz', locked, note='test')
+    back, held, more = load_outputs(tmp_path/'o.npz')
+    assert np.abs(back.logits - out.logits).max() <= .5/1024 + 1e-9 and np.array_equal(back.targets, out.targets, equal_nan=True)
+    assert (pd.factorize(back.patients)[0] == pd.factorize(out.patients)[0]).all() and back.labels == out.labels and str(more['note']) == 'test'
+    assert held[1].shape == locked[1].shape and not set(held[2]) & set(back.patients)
+    for j in range(4): assert abs(roc_auc_score(out.targets[:, j], back.logits[0, :, j]) - roc_auc_score(out.targets[:, j], out.logits[0, :, j])) < 1e-4
+    (tmp_path/'bad.npz').write_bytes(b'nothing')
+    with pytest.raises(DataError, match='bad.npz'): load_outputs(tmp_path/'bad.npz')
