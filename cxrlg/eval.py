@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['simulate', 'MacroAUC', 'macro_auc', 'roc_curves', 'bootstrap', 'auc_interval', 'holm', 'paired_bootstrap', 'delong',
-           'equivalence', 'tta', 'ensemble', 'scores', 'Calibration', 'calibration', 'fit_temperature', 'calibrated',
-           'cross_calibrated', 'operating_points', 'age_bands', 'subgroups', 'repo_root', 'runs_dir', 'Study',
-           'read_study', 'example_study', 'summarise', 'plot_training', 'plot_roc', 'plot_intervals',
-           'plot_reliability', 'plot_graphs', 'study_figures', 'write_report']
+           'equivalence', 'PairedError', 'paired_error', 'power', 'detectable', 'patients_needed', 'tta', 'ensemble',
+           'scores', 'Calibration', 'calibration', 'fit_temperature', 'calibrated', 'rescaled', 'cross_calibrated',
+           'operating_points', 'age_bands', 'subgroups', 'repo_root', 'runs_dir', 'Study', 'read_study',
+           'example_study', 'locked_table', 'power_table', 'fit_calibration', 'summarise', 'plot_training', 'plot_roc',
+           'plot_intervals', 'plot_reliability', 'plot_graphs', 'plot_locked', 'study_figures', 'write_report']
 
-# %% ../nbs/06_eval.ipynb #b7dfa965
+# %% ../nbs/06_eval.ipynb #8c4c786d
 import base64
 import io
 import json
 import os
+import re
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +26,10 @@ import pandas as pd
 from jinja2 import Environment
 from matplotlib.figure import Figure
 from scipy import sparse
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 from sklearn.metrics import roc_curve
 
 import cxrlg
@@ -46,7 +50,7 @@ def simulate(
     targets = (draw() < norm.ppf(prevalence)).astype(float)
     return targets, (targets * strength + draw() + logit(prevalence)).astype(np.float32), patients
 
-# %% ../nbs/06_eval.ipynb #45f5e6b1
+# %% ../nbs/06_eval.ipynb #2ad54af2
 def _names(
     targets, # table or array of targets
     probs, # table or array of scores
@@ -58,6 +62,7 @@ def _names(
     if len(found) == 2 and found[0] != found[1]: raise DataError(f'targets have columns {found[0]} and scores {found[1]}: give both the same columns in the same order')
     names = list(labels) if labels is not None else found[0] if found else [f'label {i}' for i in range(n_labels)]
     if len(names) != n_labels: raise DataError(f'{len(names)} label names for {n_labels} columns')
+    if len(set(names)) < n_labels: raise DataError(f'labels {sorted({n for n in names if names.count(n) > 1})} are named more than once: give each label its own name')
     return names
 
 def _checked(
@@ -199,15 +204,16 @@ def _log_loss(y, p):
 
 _METRICS = dict(auc=_auc_of, ap=_ap_of, log_loss=_mean_of(_log_loss), brier=_mean_of(lambda y, p: (p - y)**2))
 
-# %% ../nbs/06_eval.ipynb #12b4de0e
+# %% ../nbs/06_eval.ipynb #9a89c0ca
 def _weights(
     n_patients:int, # number of patients
     n_boot:int, # number of replicates
     seed:int, # random seed
     chunk:int=256, # replicates at a time, at most
+    n_films:int=0, # number of films: fewer replicates at a time where there are many
 ): # yields [P, chunk] float32
     "The sample itself (all ones), then patients' multiplicities in each bootstrap replicate, by the chunk"
-    rng, chunk = np.random.default_rng(seed), int(np.clip(8e6 // n_patients, 1, chunk))
+    rng, chunk = np.random.default_rng(seed), int(np.clip(8e6 // max(n_patients, n_films), 1, chunk))
     yield np.ones((n_patients, 1), np.float32)
     for b in (min(chunk, n_boot - i) for i in range(0, n_boot, chunk)):
         draw = rng.integers(n_patients, size=(b, n_patients)) + n_patients * np.arange(b)[:, None]
@@ -250,12 +256,12 @@ def bootstrap(
     out = np.full((1 + n_boot, len(s), len(np.unique(fold[fold >= 0])), y.shape[1]), np.nan)
     start = 0
     with np.errstate(invalid='ignore', divide='ignore'):
-        for w in _weights(len(ids), n_boot, seed):
+        for w in _weights(len(ids), n_boot, seed, n_films=len(y)):
             for (m, k, l), f in cells.items(): out[start:start + w.shape[1], m, k, l] = f(w)
             start += w.shape[1]
     return out
 
-# %% ../nbs/06_eval.ipynb #51fe41dc
+# %% ../nbs/06_eval.ipynb #471b0e07
 def _mean(
     x:np.ndarray, # any shape
     axis:int, # axis to average over
@@ -300,12 +306,14 @@ def auc_interval(
     level:float=0.95, # confidence level
     seed:int=0, # random seed
     metric:str='auc', # `auc`, `ap`, `log_loss` or `brier`
-)->pd.DataFrame: # a row a label and `macro`: metric, `low`, `high`, `lost` (share of replicates without it), `n_pos`, `n_neg`
+)->pd.DataFrame: # a row a label and `macro`: metric, `low`, `high`, `lost` (share of replicates without it), `seed_sd` (with several seeds), `n_pos`, `n_neg`
     "Patient-bootstrap percentile interval of each label's metric and of the macro, given the trained models"
     names = _checked(targets, probs, labels)[2]
-    st = _statistics(bootstrap(targets, probs, patients, folds, metric, n_boot, seed, names))
+    reps = bootstrap(targets, probs, patients, folds, metric, n_boot, seed, names)
+    st, each = _statistics(reps), np.array([_statistics(reps[:1, [k]])[0] for k in range(reps.shape[1])])
     low, high = _limits(st[1:], level)
     out = pd.DataFrame({metric: st[0], 'low': low, 'high': high, 'lost': np.isnan(st[1:]).mean(0)}, index=names + ['macro'])
+    if len(each) > 1: out['seed_sd'] = each.std(0, ddof=1)
     return out.join(_class_counts(targets, names))
 
 def holm(
@@ -372,21 +380,26 @@ def _obuchowski(
     if min(i1, i0) < 2: return np.nan
     return max(i1 / (i1 - 1) * (x**2).sum() + i0 / (i0 - 1) * (w**2).sum() + 2 * i / (i - 1) * (x * w).sum(), 0)
 
-# %% ../nbs/06_eval.ipynb #59d06311
-def _delong_one(y, a, c, q):
+# %% ../nbs/06_eval.ipynb #a04b727d
+def _freedom(y, c):
+    "Degrees of freedom: patients of the class that has fewer of them, less one"
+    return min(len(np.unique(c[y == k])) for k in (0, 1)) - 1
+
+def _delong_one(y, a, c, df, level):
     "AUC of one label with its standard error and logit interval"
     v = _placements(y, a)
     auc, se = v[y == 1].mean(), np.sqrt(_obuchowski(y, v, c))
-    half = q * se / (auc * (1 - auc)) if 0 < auc < 1 else 0
+    half = student.ppf((1 + level) / 2, df) * se / (auc * (1 - auc)) if 0 < auc < 1 else 0
     low, high = expit(logit(auc) + np.array([-half, half])) if 0 < auc < 1 else (auc, auc)
-    return dict(auc=auc, se=se, low=low, high=high)
+    return dict(auc=auc, se=se, df=df, low=low, high=high)
 
-def _delong_two(y, a, b, c, q):
-    "Difference of two AUCs of one label with its standard error, normal interval and p-value"
+def _delong_two(y, a, b, c, df, level):
+    "Difference of two AUCs of one label with its standard error, interval and p-value"
     va, vb = _placements(y, a), _placements(y, b)
     d, se = (vb - va)[y == 1].mean(), np.sqrt(_obuchowski(y, vb - va, c))
-    p = 2 * norm.sf(abs(d) / se) if se > 0 else 1. if not (va != vb).any() else np.nan
-    return dict(a=va[y == 1].mean(), b=vb[y == 1].mean(), diff=d, se=se, low=d - q * se, high=d + q * se, p=p)
+    p = 2 * student.sf(abs(d) / se, df) if se > 0 else 1. if not (va != vb).any() else np.nan
+    half = student.ppf((1 + level) / 2, df) * se
+    return dict(a=va[y == 1].mean(), b=vb[y == 1].mean(), diff=d, se=se, df=df, low=d - half, high=d + half, p=p)
 
 def delong(
     targets, # [n, L] 1 present, 0 absent, NaN unknown (masked)
@@ -395,14 +408,16 @@ def delong(
     clusters=None, # [n] patient of each film; None: films are independent
     labels=None, # label names
     level:float=0.95, # confidence level
-)->pd.DataFrame: # a row a label: `auc se low high`, or `a b diff se low high p p_holm`; NaN for a label with one class
+    normal:bool=False, # normal quantiles, as DeLong and Obuchowski have them, in place of Student's t?
+)->pd.DataFrame: # a row a label: `auc se df low high`, or `a b diff se df low high p p_holm`; NaN for a label with one class
     "DeLong's interval or paired test for each label, films clustered by patient"
     y, a, names = _checked(targets, probs_a, labels)
     b = a if probs_b is None else _checked(targets, probs_b, labels)[1]
-    c, q = _codes(np.arange(len(y)) if clusters is None else clusters, len(y), 'patients')[0], norm.ppf((1 + level) / 2)
-    one = lambda l, k: _delong_one(y[k, l], a[0, k, l], c[k], q) if probs_b is None else _delong_two(y[k, l], a[0, k, l], b[0, k, l], c[k], q)
+    c = _codes(np.arange(len(y)) if clusters is None else clusters, len(y), 'patients')[0]
+    df = lambda l, k: np.inf if normal else _freedom(y[k, l], c[k])
+    one = lambda l, k: _delong_one(y[k, l], a[0, k, l], c[k], df(l, k), level) if probs_b is None else _delong_two(y[k, l], a[0, k, l], b[0, k, l], c[k], df(l, k), level)
     rows = {n: {} if _reason(y[k, l]) else one(l, k) for l, n in enumerate(names) for k in [~np.isnan(y[:, l])]}
-    columns = ['auc', 'se', 'low', 'high'] if probs_b is None else ['a', 'b', 'diff', 'se', 'low', 'high', 'p']
+    columns = ['auc', 'se', 'df', 'low', 'high'] if probs_b is None else ['a', 'b', 'diff', 'se', 'df', 'low', 'high', 'p']
     out = pd.DataFrame.from_dict(rows, orient='index').reindex(index=names, columns=columns).astype(float)
     return out if probs_b is None else out.assign(p_holm=holm(out.p))
 
@@ -418,6 +433,92 @@ def equivalence(
     if not low <= high: return 'undecided'
     if -margin < low and high < margin: return 'equivalent'
     return 'better' if low > 0 else 'worse' if high < 0 else 'undecided'
+
+# %% ../nbs/06_eval.ipynb #f29df81b
+@dataclass
+class PairedError:
+    "Standard error of the difference of two arms, in its parts"
+    diff: float # observed difference, mean over seeds
+    patients: int # patients of the study
+    seeds: int # seeds of the study
+    shared: float # at so many patients: standard deviation that all seeds share
+    own: float # at so many patients: standard deviation that is a seed's own
+    training: float # standard deviation from one training run to the next; NaN with one seed
+    def se(self,
+        patients=None, # number of patients; None: the study's
+        seeds=None, # number of seeds; None: the study's
+    ): # standard error of the mean difference
+        "Standard error in a study of so many patients and seeds"
+        S = seeds or self.seeds
+        return np.sqrt((self.shared**2 + self.own**2 / S) * self.patients / (self.patients if patients is None else np.asarray(patients, float)) + np.nan_to_num(self.training)**2 / S)
+
+def _paired_error(a, b, patients):
+    "Parts of the standard error from replicates [1 + B, S, K, L] of two arms"
+    d = np.subtract(*(_mean(_mean(x, 3), 2) for x in (b, a)))
+    S, mean = d.shape[1], np.nanvar(d[1:].mean(1), ddof=1)
+    own = np.clip((np.nanvar(d[1:], 0, ddof=1).mean() - mean) * S / (S - 1), 0, S * mean) if S > 1 else 0
+    training = np.sqrt(max(d[0].var(ddof=1) - own, 0)) if S > 1 else np.nan
+    return PairedError(float(d[0].mean()), patients, S, float(np.sqrt(max(mean - own / S, 0))), float(np.sqrt(own)), float(training))
+
+def paired_error(
+    targets, # [n, L] 1 present, 0 absent, NaN unknown (masked)
+    probs_a, # [n, L] or [S, n, L]: the reference
+    probs_b, # [n, L] or [S, n, L]: what is compared with it
+    patients, # [n] patient of each film
+    folds=None, # [n] fold of each film: mean over folds; None: pooled
+    labels=None, # label names
+    n_boot:int=2000, # bootstrap replicates
+    seed:int=0, # random seed
+    metric:str='auc', # `auc`, `ap`, `log_loss` or `brier`
+)->PairedError: # of the macro difference b - a
+    "How exactly the difference of two arms is known, and why not better"
+    a, b = (bootstrap(targets, p, patients, folds, metric, n_boot, seed, labels) for p in (probs_a, probs_b))
+    return _paired_error(a, b, len(pd.unique(np.asarray(patients))))
+
+# %% ../nbs/06_eval.ipynb #864e80ca
+def _power_at(gain, se, margin, alpha):
+    "Power at one standard error, or at many"
+    if margin is None: return norm.cdf(np.abs(gain) / se - norm.ppf(1 - alpha / 2)) + norm.cdf(-np.abs(gain) / se - norm.ppf(1 - alpha / 2))
+    return np.maximum(norm.cdf((margin - gain) / se - norm.ppf(1 - alpha)) + norm.cdf((margin + gain) / se - norm.ppf(1 - alpha)) - 1, 0)
+
+def power(
+    error:PairedError, # from `paired_error`
+    gain, # true difference
+    patients=None, # number of patients; None: the study's
+    seeds=None, # number of seeds; None: the study's
+    margin:float=None, # power to show equivalence within this margin; None: power to find a difference
+    alpha:float=0.05, # two-sided level of a difference, one-sided of each of the two tests of equivalence
+): # probability of the finding
+    "Probability that a study of so many patients and seeds finds a difference, or shows equivalence"
+    return _power_at(gain, error.se(patients, seeds), margin, alpha)
+
+def detectable(
+    error:PairedError, # from `paired_error`
+    patients=None, # number of patients; None: the study's
+    seeds=None, # number of seeds; None: the study's
+    target:float=0.8, # power wanted
+    alpha:float=0.05, # level, as in `power`
+    equivalence:bool=False, # the smallest margin that would be shown if there were no difference, in place of the smallest difference that would be found?
+): # difference of the metric
+    "The smallest difference that is found, or the smallest margin that is shown, with the power wanted"
+    z = norm.ppf(1 - alpha) + norm.ppf((1 + target) / 2) if equivalence else norm.ppf(1 - alpha / 2) + norm.ppf(target)
+    return z * error.se(patients, seeds)
+
+def patients_needed(
+    error:PairedError, # from `paired_error`
+    gain:float, # true difference
+    seeds:int=None, # number of seeds; None: the study's
+    margin:float=None, # patients to show equivalence within this margin; None: to find the difference
+    target:float=0.8, # power wanted
+    alpha:float=0.05, # level, as in `power`
+)->float: # number of patients, a whole number; infinite where the spread of training runs alone is too large
+    "The smallest number of patients that gives the power wanted"
+    if margin is None and not gain: raise DataError('gain=0: no number of patients finds a difference that is not there; give a gain, or a margin for equivalence')
+    if margin is not None and not abs(gain) < margin: raise DataError(f'gain={gain} is not within margin={margin}: equivalence would be wrong')
+    scale, S = abs(gain) + (margin or 0), seeds or error.seeds
+    se = brentq(lambda x: _power_at(gain, x * scale, margin, alpha) - target, 1e-6, 1.) * scale
+    room = se**2 - np.nan_to_num(error.training)**2 / S
+    return float(np.ceil(error.patients * (error.shared**2 + error.own**2 / S) / room)) if room > 0 else np.inf
 
 # %% ../nbs/06_eval.ipynb #ed3c83b0
 def tta(
@@ -454,7 +555,7 @@ def scores(
     c = _class_counts(targets, names)
     return out.assign(prevalence=c.n_pos / (c.n_pos + c.n_neg))
 
-# %% ../nbs/06_eval.ipynb #6ee3ca3b
+# %% ../nbs/06_eval.ipynb #cfb9fa4b
 @dataclass
 class Calibration:
     "Expected calibration error and the reliability table behind it"
@@ -469,12 +570,14 @@ def _bins(
     cuts = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1]))
     return np.unique(np.searchsorted(cuts, p, 'left'), return_inverse=True)[1]
 
-def _reliability(y, p, pat, n_patients, bins, ws):
-    "Films, mean probability and observed share of each bin, under each set of patients' weights"
+def _reliability(y, p, pat, n_patients, bins):
+    "Function of patients' weights -> films, mean probability and observed share of each bin"
     b = _bins(p, bins)
     m = [sparse.csr_array((x, (b, pat)), shape=(b.max() + 1, n_patients)) for x in (np.ones(len(p)), p.astype(float), y)]
-    n, prob, seen = (np.concatenate([a @ w for w in ws], 1) for a in m)
-    with np.errstate(invalid='ignore', divide='ignore'): return n, prob / n, seen / n
+    def curve(w):
+        n, prob, seen = (a @ w for a in m)
+        with np.errstate(invalid='ignore', divide='ignore'): return n, prob / n, seen / n
+    return curve
 
 def calibration(
     targets, # [n, L] 1 present, 0 absent, NaN unknown (masked)
@@ -490,20 +593,21 @@ def calibration(
     y, s, names = _checked(targets, probs, labels)
     if ((s < 0) | (s > 1)).any(): raise DataError('calibration needs probabilities in [0, 1]: put logits through the sigmoid first')
     pat, ids = _codes(np.arange(len(y)) if patients is None else patients, len(y), 'patients')
-    ws = list(_weights(len(ids), n_boot, seed))
+    known = {l: ~np.isnan(y[:, l]) for l in range(len(names)) if not np.isnan(y[:, l]).all()}
+    curve = {l: _reliability(y[k, l], s[0, k, l], pat[k], len(ids), bins) for l, k in known.items()}
+    parts = [[f(w) for f in curve.values()] for w in _weights(len(ids), n_boot, seed, n_films=len(y))]
     rows, ece, noise = [], np.full((1 + n_boot, len(names)), np.nan), np.full((1 + n_boot, len(names)), np.nan)
-    for l, name in enumerate(names):
-        if not (k := ~np.isnan(y[:, l])).any(): continue
-        n, prob, seen = _reliability(y[k, l], s[0, k, l], pat[k], len(ids), bins, ws)
+    for i, l in enumerate(curve):
+        n, prob, seen = (np.concatenate(x, 1) for x in zip(*(part[i] for part in parts)))
         share, gap = n / n.sum(0), seen - prob
         ece[:, l], noise[:, l] = np.nansum(share * np.abs(gap), 0), np.nansum(share * np.abs(gap - gap[:, :1]), 0)
         low, high = _limits(seen[:, 1:].T, level)
-        rows.append(pd.DataFrame(dict(label=name, n=n[:, 0].astype(int), prob=prob[:, 0], observed=seen[:, 0], low=low, high=high)))
+        rows.append(pd.DataFrame(dict(label=names[l], n=n[:, 0].astype(int), prob=prob[:, 0], observed=seen[:, 0], low=low, high=high)))
     e, d = (np.column_stack([x, _mean(x, 1)]) for x in (ece, noise))
     out = pd.DataFrame(dict(ece=e[0], noise=_mean(d[1:], 0), low=np.maximum(e[0] - _limits(d[1:], level)[1], 0), high=e[0] + _mean(e[1:], 0) - _limits(e[1:], level)[0]), index=names + ['macro'])
     return Calibration(out, pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=['label', 'n', 'prob', 'observed', 'low', 'high']))
 
-# %% ../nbs/06_eval.ipynb #5520c218
+# %% ../nbs/06_eval.ipynb #c875b848
 def _fit_scale(
     y:np.ndarray, # [n] 0 or 1
     z:np.ndarray, # [n] logits
@@ -537,6 +641,15 @@ def calibrated(
 )->np.ndarray: # [n, L] probabilities
     "Probabilities from logits, temperature and bias"
     return expit(np.asarray(logits, float) / scale.temperature.to_numpy() + scale.bias.to_numpy())
+
+def rescaled(
+    probs, # [n, L] probabilities, of an ensemble or of one model
+    scale:pd.DataFrame, # `temperature` and `bias` of each label, from `fit_temperature`
+)->np.ndarray: # [n, L] probabilities
+    "Probabilities after temperature and bias on their logits; 0 and 1 are first moved inwards by 1e-7"
+    return calibrated(_logits(probs), scale)
+
+def _logits(probs): return logit(np.clip(np.asarray(probs, float), 1e-7, 1 - 1e-7))
 
 def cross_calibrated(
     targets, # [n, L] 1 present, 0 absent, NaN unknown (masked)
@@ -639,7 +752,7 @@ def runs_dir(
     "Where studies lie: `out_dir`, else `$CXRLG_RUNS`, else `runs/` at the repository's root, else `runs/` here"
     return Path(out_dir or os.environ.get('CXRLG_RUNS') or repo_root() / 'runs').expanduser()
 
-# %% ../nbs/06_eval.ipynb #b1feaa5c
+# %% ../nbs/06_eval.ipynb #23991d88
 _KINDS = dict(tta=('r', 'rf'), plain=('r', 'r'), before=('z', 'zf'))
 
 @dataclass
@@ -647,7 +760,7 @@ class Study:
     "What training left behind: out-of-fold logits, histories, couplings and configurations of every finished fold"
     path: Path # folder of the study
     labels: list # label names, in order
-    cells: dict # (arm, seed, fold) -> dict of `oof`, `history`, `couplings` (None without a graph), `config`
+    cells: dict # (arm, seed, fold) -> dict of `oof`, `locked` (None where not scored), `history`, `couplings` (None without a graph), `config`, `labels`
     notes: list # what is missing or left out, one line each
 
     @property
@@ -661,11 +774,15 @@ class Study:
     @property
     def made_up(self): return self.config.get('data') if self.config.get('data') in ('phantom', 'simulated') else ''
 
+    @property
+    def has_locked(self): return any(c.get('locked') is not None for c in self.cells.values())
+
     def grid(self,
         *arms, # arm names
+        locked:bool=False, # only cells that have scored the locked films?
     )->tuple: # seeds, folds
         "The seeds and folds that form the largest complete rectangle in all of `arms`"
-        have = set.intersection(*({(s, f) for a, s, f in self.cells if a == arm} for arm in arms))
+        have = set.intersection(*({(s, f) for (a, s, f), c in self.cells.items() if a == arm and not (locked and c.get('locked') is None)} for arm in arms))
         folds = {s: {f for t, f in have if t == s} for s, _ in have}
         order = sorted(folds, key=lambda s: (-len(folds[s]), s))
         grids = [(tuple(sorted(order[:k])), tuple(sorted(set.intersection(*(folds[s] for s in order[:k]))))) for k in range(1, len(order) + 1)]
@@ -681,9 +798,10 @@ class Study:
         return replace(self, labels=labels, notes=self.notes + [f'{l} is left out: fewer than {min_pos} positives or negatives' for l in self.labels if l not in labels])
 
     def films(self,
-        folds, # fold numbers
-    )->pd.DataFrame: # out-of-fold frame of those folds, with the logits of whichever arm comes first
-        "Films and targets of some folds, in the order that `probs` has"
+        folds, # fold numbers, or 'locked'
+    )->pd.DataFrame: # out-of-fold frame of those folds, or the locked frame, with the logits of whichever arm comes first
+        "Films and targets of some folds in the order that `probs` has, or of the locked patients in the order of `locked_probs`"
+        if isinstance(folds, str): return next(c['locked'] for c in self.cells.values() if c.get('locked') is not None)
         first = {f: c['oof'] for (_, _, f), c in reversed(self.cells.items())}
         return pd.concat([first[f] for f in folds], ignore_index=True)
 
@@ -698,34 +816,68 @@ class Study:
         z, zf = ([[self.cells[arm, s, f]['oof'][[f'{k}:{l}' for l in self.labels]].to_numpy() for f in grid[1]] for s in grid[0]] for k in _KINDS[kind])
         return np.stack([tta(np.concatenate(a), np.concatenate(b)) for a, b in zip(z, zf)])
 
-# %% ../nbs/06_eval.ipynb #cd8ea9cd
+    def locked_probs(self,
+        arm:str, # arm name
+        grid:tuple, # seeds, folds; from `grid(..., locked=True)`
+        kind:str='tta', # as in `probs`
+    )->np.ndarray: # [S, n, L] probabilities, a layer a seed, each the mean of the folds' models
+        "Probabilities of the locked films by the fold ensemble: graph, sigmoid, flips, folds"
+        z, zf = ([[self.cells[arm, s, f]['locked'][[f'{k}:{l}' for l in self.labels]].to_numpy() for f in grid[1]] for s in grid[0]] for k in _KINDS[kind])
+        return np.stack([ensemble([tta(a, b) for a, b in zip(*folds)]) for folds in zip(z, zf)])
+
+# %% ../nbs/06_eval.ipynb #de9dc259
+def _read(path, how, redo=''):
+    "Content of a file, or one line that says what is wrong with it"
+    try: return how(path)
+    except (OSError, ValueError) as e: raise DataError(f'{path} cannot be read ({" ".join(str(e).split())[:120]}): {redo or f"remove {path.parent} and train this fold again"}') from e
+
+def _predictions(
+    path:Path, # `oof.parquet` or `locked.parquet` of one fold
+    redo:str, # what to do when it is damaged
+)->tuple: # frame in the order of the table's rows, label names
+    "Checked predictions of one fold"
+    frame = _read(path, pd.read_parquet, redo)
+    labels = [c[2:] for c in frame if c.startswith('y:')]
+    lack = [c for c in ['row', 'image', 'patient', 'fold', *(f'{k}:{l}' for k in ('z', 'r', 'zf', 'rf') for l in labels)] if c not in frame]
+    if lack or not labels: raise DataError(f'{path} has no column {(lack or ["y:LABEL"])[0]}: {redo}')
+    x = frame[[f'{k}:{l}' for k in ('z', 'r', 'zf', 'rf') for l in labels]].to_numpy()
+    if not np.isfinite(x).all(): raise DataError(f'{path}: {int((~np.isfinite(x)).any(1).sum())} of {len(x)} films have NaN or infinite logits: training diverged; {redo}')
+    return frame.sort_values('row', ignore_index=True), labels
+
 def _read_cell(
     path:Path, # folder of one fold
-)->dict: # `oof`, `history`, `couplings`, `config`
+)->dict: # `oof`, `locked`, `history`, `couplings`, `config`, `labels`
     "One finished fold, or one line that says what is wrong with it"
-    def read(name, how):
-        try: return how(path / name)
-        except (OSError, ValueError) as e: raise DataError(f'{path / name} cannot be read ({" ".join(str(e).split())[:120]}): remove {path} and train this fold again') from e
-    oof = read('oof.parquet', pd.read_parquet).sort_values('row', ignore_index=True)
-    labels = [c[2:] for c in oof if c.startswith('y:')]
-    lack = [c for c in ['image', 'patient', 'fold', *(f'{k}:{l}' for k in ('z', 'r', 'zf', 'rf') for l in labels)] if c not in oof]
-    if lack or not labels: raise DataError(f'{path / "oof.parquet"} has no column {(lack or ["y:LABEL"])[0]}: remove {path} and train this fold again')
-    x = oof[[f'{k}:{l}' for k in ('z', 'r', 'zf', 'rf') for l in labels]].to_numpy()
-    if not np.isfinite(x).all(): raise DataError(f'{path / "oof.parquet"}: {int((~np.isfinite(x)).any(1).sum())} of {len(x)} films have NaN or infinite logits: training diverged; remove {path} and train this fold again')
-    couplings = read('couplings.csv', lambda f: pd.read_csv(f, index_col=0)) if (path / 'couplings.csv').exists() else None
-    return dict(oof=oof, history=read('history.csv', pd.read_csv), couplings=couplings, config=read('config.json', lambda f: json.loads(f.read_text())), labels=labels)
+    oof, labels = _predictions(path / 'oof.parquet', f'remove {path} and train this fold again')
+    locked = path / 'locked.parquet'
+    scored, same = _predictions(locked, f'remove {locked} and run the study again') if locked.exists() else (None, labels)
+    if same != labels: raise DataError(f'{locked} has labels {same} and oof.parquet beside it {labels}: remove {locked} and run the study again')
+    couplings = _read(path / 'couplings.csv', lambda f: pd.read_csv(f, index_col=0)) if (path / 'couplings.csv').exists() else None
+    return dict(oof=oof, locked=scored if scored is not None and len(scored) else None, history=_read(path / 'history.csv', pd.read_csv), couplings=couplings, config=_read(path / 'config.json', lambda f: json.loads(f.read_text())), labels=labels)
 
 def _agree(cells):
     "Refuse folds that were not trained on the same films, labels and folds"
     first = {}
     for (arm, seed, fold), c in cells.items():
-        (a0, c0), here = first.setdefault(fold, ((arm, seed), c)), f'{arm}/seed{seed}/fold{fold}'
-        any_ = next(iter(cells.values()))
+        here, any_ = f'{arm}/seed{seed}/fold{fold}', next(iter(cells.values()))
         if c['labels'] != any_['labels']: raise DataError(f'{here} has labels {c["labels"]} and the others {any_["labels"]}: a study needs the same labels in every arm')
         for h in ('table', 'folds'):
             if c['config'].get('hashes', {}).get(h) != any_['config'].get('hashes', {}).get(h): raise DataError(f'{here} was trained on another {h} than the rest of the study (hashes differ): train it again, or use another study name')
         same = ['image', 'patient', 'fold'] + [f'y:{l}' for l in c['labels']]
-        if not c['oof'][same].equals(c0['oof'][same]): raise DataError(f'{here} and {a0[0]}/seed{a0[1]}/fold{fold} hold different films or targets: they cannot be compared')
+        for key, frame in ((fold, c['oof']), ('locked', c['locked'])):
+            if frame is None: continue
+            there, frame0 = first.setdefault(key, (here, frame))
+            if not frame[same].equals(frame0[same]): raise DataError(f'{here} and {there} hold different {"locked " * (key == "locked")}films or targets: they cannot be compared')
+
+def _check_locked(cells):
+    "Leave the locked films out when their patients are in a fold; what to say about that, and about cells that have not scored them"
+    scored = [c['locked'] for c in cells.values() if c['locked'] is not None]
+    if not scored: return []
+    both = set(scored[0].patient) & set(pd.concat([c['oof'].patient for c in cells.values()]))
+    if both:
+        for c in cells.values(): c['locked'] = None
+        return [f'{len(both)} patients of the locked films have films in the folds too, for example {min(both)}: the locked films are left out']
+    return [f'{a}/seed{s}/fold{f} has not scored the locked films: run the study again' for (a, s, f), c in cells.items() if c['locked'] is None]
 
 def read_study(
     study_dir, # folder of the study
@@ -745,9 +897,10 @@ def read_study(
     for arm in study.arms:
         seeds, kept = study.grid(arm)
         study.notes += [f'{a}/seed{s}/fold{f} is finished but left out: not every seed of {a} has this fold' for a, s, f in cells if a == arm and (s not in seeds or f not in kept)]
+    study.notes += _check_locked(cells)
     return study
 
-# %% ../nbs/06_eval.ipynb #3748f0c4
+# %% ../nbs/06_eval.ipynb #ff77c7d8
 def example_study(
     folder, # where to write it
     n_patients:int=600, # number of patients
@@ -755,13 +908,14 @@ def example_study(
     seeds=(42,), # seeds
     n_splits:int=3, # number of folds
     data:str='simulated', # what the configuration says the data is
+    locked:float=0, # share of the patients that is in no fold
 )->Path: # `folder`
     "Write a small study of simulated logits, in the layout of a trained one"
     folder, labels = Path(folder), ['No Finding', 'Cardiomegaly', 'Edema', 'Pneumonia', 'Pleural Effusion', 'Hernia']
     y, z, patients = simulate(n_patients, [.4, .1, .06, .03, .2, .004], [1.2, 1.9, 1.7, 1, 1.8, 2])
     A = pd.DataFrame(0., labels, labels)
     A.loc['Edema', 'Cardiomegaly'], A.loc['Pleural Effusion', 'No Finding'], A.loc['Cardiomegaly', 'No Finding'] = .9, -2.2, -1.4
-    rng, fold = np.random.default_rng(1), patients % n_splits
+    rng, fold = np.random.default_rng(1), np.where(patients < round((1 - locked) * n_patients), patients % n_splits, -1)
     person = pd.DataFrame(dict(sex=rng.choice(['F', 'M'], n_patients), age=rng.normal(50, 20, n_patients).clip(0, 95).round())).iloc[patients].reset_index(drop=True)
     films = pd.DataFrame(dict(row=np.arange(len(y)), image=[f'film{i:05d}.png' for i in range(len(y))], patient=[f'p{i:04d}' for i in patients], fold=fold)).join(person)
     films['view'] = rng.choice(['AP', 'PA'], len(y), p=[.4, .6])
@@ -772,16 +926,23 @@ def example_study(
             shared, own = np.random.default_rng(seed), np.random.default_rng([seed, *arm.encode()])
             zs, zf = (z + .4 * shared.normal(size=z.shape) + .15 * own.normal(size=z.shape) for _ in range(2))
             B = A * 0 if arm == 'none' else A * own.uniform(.8, 1.2)
-            for k in range(n_splits): _example_fold(folder / arm / f'seed{seed}' / f'fold{k}', films[fold == k], y[fold == k], zs[fold == k], zf[fold == k], B, dict(data=data, arm=arm, seed=seed, fold=k, n_splits=n_splits, study=folder.name))
+            for k in range(n_splits):
+                path, own = folder / arm / f'seed{seed}' / f'fold{k}', np.random.default_rng([seed, k, *arm.encode()])
+                _example_fold(path, films[fold == k], y[fold == k], zs[fold == k], zf[fold == k], B, dict(data=data, arm=arm, seed=seed, fold=k, n_splits=n_splits, study=folder.name))
+                if locked: _example_films(path / 'locked.parquet', films[fold < 0], y[fold < 0], *(z[fold < 0] + .43 * own.normal(size=z[fold < 0].shape) for _ in range(2)), B)
     return folder
 
-def _example_fold(path, films, y, z, zf, A, config):
-    "One fold of the example study"
+def _example_films(path, films, y, z, zf, A):
+    "Predictions of one fold's model of the example study"
     refine = lambda x: x + .3 * expit(x) @ A.to_numpy()
     parts = dict(y=y, z=z, r=refine(z), zf=zf, rf=refine(zf))
     columns = {f'{k}:{l}': v[:, j].astype(np.float32) for k, v in parts.items() for j, l in enumerate(A)}
+    films.reset_index(drop=True).join(pd.DataFrame(columns)).to_parquet(path, index=False)
+
+def _example_fold(path, films, y, z, zf, A, config):
+    "One fold of the example study"
     path.mkdir(parents=True, exist_ok=True)
-    films.reset_index(drop=True).join(pd.DataFrame(columns)).to_parquet(path / 'oof.parquet', index=False)
+    _example_films(path / 'oof.parquet', films, y, z, zf, A)
     e = np.arange(4)
     slow = .02 * (config['arm'] != 'none') + .01 * config['fold']
     h = pd.DataFrame(dict(epoch=e, train_loss=.2 * (.7 + slow)**e + .05, valid_loss=.2 * (.75 + slow)**e + .06, lr=1e-3 * (1 - e / 4), auc=.8 - .2 * (.5 + slow)**e))
@@ -790,14 +951,17 @@ def _example_fold(path, films, y, z, zf, A, config):
     (path / 'config.json').write_text(json.dumps(config | dict(versions=dict(numpy=np.__version__, pandas=pd.__version__), hashes=dict(table='simulated', folds='simulated'))))
     (path / 'done.json').write_text('{}')
 
-# %% ../nbs/06_eval.ipynb #5572f9e1
+# %% ../nbs/06_eval.ipynb #551b03b2
 def _calculator(study, n_boot, seed):
-    "Statistics [1 + n_boot, L + 1] of an arm on a grid, computed once each"
+    "Statistics [1 + n_boot, L + 1] of an arm on a grid, bootstrapped once each; `use` picks labels by position"
     @cache
-    def stat(arm, grid, kind='tta', metric='auc', by_fold=True, n=n_boot):
+    def reps(arm, grid, kind, metric, by_fold, n):
         films, probs = study.films(grid[1]), study.probs(arm, grid, kind)
-        reps = bootstrap(study.targets(grid[1]), probs, films.patient, films.fold if by_fold else None, metric, n, seed, study.labels)
-        return _statistics(reps), reps[0]
+        return bootstrap(study.targets(grid[1]), probs, films.patient, films.fold if by_fold else None, metric, n, seed, study.labels)
+    def stat(arm, grid, kind='tta', metric='auc', by_fold=True, n=n_boot, use=slice(None)):
+        r = reps(arm, grid, kind, metric, by_fold, n)[..., use]
+        return _statistics(r), r[0]
+    stat.reps = lambda arm, grid: reps(arm, grid, 'tta', 'auc', True, n_boot)
     return stat
 
 def _arm_row(study, stat, arm, level):
@@ -812,20 +976,29 @@ def _arm_row(study, stat, arm, level):
                 seed_sd=_mean(macro, 1).std(ddof=1) if len(seeds) > 1 else np.nan, pooled=pool[0, -1], pooled_low=plo, pooled_high=phi, no_flip=once('plain'), before_graph=once('before') if graph else np.nan)
 
 def _change(study, stat, arm, metric='auc', level=.95):
-    "Paired table of an arm against `none`, and the difference of each fold"
+    "Paired table of an arm against `none`, and the macro difference of each seed and fold"
     grid = study.grid('none', arm)
     if not grid[1]: return None, np.array([])
     (a, ca), (b, cb) = (stat(x, grid, metric=metric) for x in ('none', arm))
-    return _paired(a, b, study.labels, level), (_mean(cb, 2) - _mean(ca, 2)).mean(0)
+    return _paired(a, b, study.labels, level), _mean(cb, 2) - _mean(ca, 2)
+
+def _verdict(
+    t:pd.Series, # `diff`, `low`, `high` of the 95 % interval
+    t90:pd.Series, # the same of the 90 % interval
+    margin:float, # equivalence margin
+)->str: # as `equivalence`
+    "Equivalent by the 90 % interval (two one-sided tests), else better or worse by the 95 % one (a two-sided test), both at 5 %"
+    verdict = lambda x: equivalence(x['diff'], (x.low, x.high), margin)
+    return v if (v := verdict(t90)) == 'equivalent' else verdict(t)
 
 def _compare(study, stat, arm, margin):
     "The columns that compare an arm with `none`"
     if arm == 'none' or 'none' not in study.arms: return {}
-    t, folds = _change(study, stat, arm)
+    t, each = _change(study, stat, arm)
     if t is None: return dict(verdict='no fold in common with none')
     t90 = _change(study, stat, arm, level=.9)[0].loc['macro']
-    t = t.loc['macro']
-    return dict(change=t['diff'], change_low=t.low, change_high=t.high, folds_up=f'{(folds > 0).sum()} of {len(folds)}', p=t.p, verdict=equivalence(t['diff'], (t90.low, t90.high), margin))
+    t, folds, seeds = t.loc['macro'], each.mean(0), _mean(each, 1)
+    return dict(change=t['diff'], change_low=t.low, change_high=t.high, change_seed_sd=seeds.std(ddof=1) if len(seeds) > 1 else np.nan, folds_up=f'{(folds > 0).sum()} of {len(folds)}', p=t.p, verdict=_verdict(t, t90, margin))
 
 def _arms(study, stat, level, margin):
     "The table of the arms"
@@ -833,30 +1006,52 @@ def _arms(study, stat, level, margin):
     if 'p' in arms: arms.insert(arms.columns.get_loc('p') + 1, 'p_holm', holm(arms.p))
     return arms
 
-def _common_labels(study, n_boot, seed, level, margin, min_pos=30):
-    "The table of the arms on the labels with `min_pos` positives or more; empty when that is all of them, or none"
-    y = study.targets(study.folds)
-    n = (np.minimum((y == 1).sum(), (y == 0).sum()) >= min_pos).sum()
-    if n in (0, len(study.labels)): return pd.DataFrame()
-    sub = study.frequent(min_pos)
-    return _arms(sub, _calculator(sub, n_boot, seed), level, margin).assign(labels=n)
+def _smaller_class(study, folds):
+    "Films of the rarer class of each label"
+    y = study.targets(folds)
+    return np.minimum((y == 1).sum(), (y == 0).sum()).to_numpy()
 
-# %% ../nbs/06_eval.ipynb #3fd2ad1c
+def _common_labels(study, stat, level, margin, min_pos=30):
+    "The table of the arms on the labels with `min_pos` positives or more; empty when that is all of them, or none"
+    use = np.flatnonzero(_smaller_class(study, study.folds) >= min_pos)
+    if len(use) in (0, len(study.labels)): return pd.DataFrame()
+    return _arms(study.frequent(min_pos), partial(stat, use=use), level, margin).assign(labels=len(use))
+
+def _delong_pairs(study, level):
+    "DeLong's test of each label of each arm against `none`: pooled out-of-fold films, probabilities averaged over seeds"
+    rows = []
+    for arm in (a for a in study.arms if a != 'none' and 'none' in study.arms and study.grid('none', a)[1]):
+        grid = study.grid('none', arm)
+        a, b = (ensemble(study.probs(x, grid)) for x in ('none', arm))
+        rows.append(delong(study.targets(grid[1]), a, b, study.films(grid[1]).patient, study.labels, level).rename_axis('label').reset_index().assign(arm=arm))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+# %% ../nbs/06_eval.ipynb #4376a8f5
 def _prevalence(study, folds):
     "Films, positives and their patients, by label and fold"
     films, y = study.films(folds), study.targets(folds)
     known = y.notna().sum()
     out = pd.DataFrame(dict(positive=(y == 1).sum(), share=(y == 1).sum() / known.clip(lower=1), unknown=y.isna().sum(), patients=[films.patient[y[l] == 1].nunique() for l in y]))
-    return out.join((y == 1).groupby(films.fold.to_numpy()).sum().T.add_prefix('fold')).rename_axis('label').reset_index()
+    out = out.join((y == 1).groupby(films.fold.to_numpy()).sum().T.add_prefix('fold'))
+    if study.has_locked: out['locked'] = (study.targets('locked') == 1).sum()
+    return out.rename_axis('label').reset_index()
 
 def _flow(study, folds):
-    "Films and patients of each fold"
-    films, path = study.films(folds), study.path / 'folds.csv'
+    "Films and patients from reading to evaluation"
+    films, path, counts = study.films(folds), study.path / 'folds.csv', study.path / 'flow.json'
     every = pd.read_csv(path, dtype={'patient': str}) if path.exists() else films
     name = lambda f: 'in no fold (locked or official test)' if f < 0 else f'fold{f}' + ('' if f in folds else ' (not evaluated)')
     rows = [dict(part=name(f), films=len(g), patients=g.patient.nunique()) for f, g in every.groupby('fold')]
     total = [dict(part='all', films=len(every), patients=every.patient.nunique()), dict(part='evaluated', films=len(films), patients=films.patient.nunique())]
-    return pd.DataFrame(rows + total)
+    if study.has_locked: total.append(dict(part='locked, scored by the ensembles', films=len(l := study.films('locked')), patients=l.patient.nunique()))
+    left = _read(counts, lambda f: json.loads(f.read_text()), 'remove it and run the study again').get('left_out', 0) if counts.exists() else 0
+    listed = [dict(part='listed', films=len(every) + left, patients=None), dict(part='left out when read: no file', films=left, patients=None)] if left else []
+    return pd.DataFrame(listed + total[:1] + rows + total[1:], dtype=object)
+
+def _audited(study):
+    "What the audit before training found, a row a kind; None where there was none"
+    path = study.path / 'problems.csv'
+    return _read(path, pd.read_csv, 'remove it and run the study again')[['severity', 'check', 'n', 'what']] if path.exists() else None
 
 def _edges(study):
     "Couplings of the graph arms: mean, range and agreement over folds and seeds, strongest first"
@@ -875,33 +1070,145 @@ def _worst(films, y, p, labels, n=12):
     mean = _mean(loss, 1)
     k = np.argsort(-np.nan_to_num(mean, nan=-1), kind='stable')[:n]
     j = np.nanargmax(np.nan_to_num(loss[k], nan=-1), 1)
-    return pd.DataFrame(dict(image=films.image.to_numpy()[k], patient=films.patient.to_numpy()[k], fold=films.fold.to_numpy()[k], log_loss=mean[k], label=[labels[i] for i in j], target=y.to_numpy()[k, j], probability=p[k, j]))
+    return pd.DataFrame(dict(image=films.image.to_numpy()[k], patient=films.patient.to_numpy()[k], fold=films.fold.to_numpy()[k], log_loss=mean[k], label=[labels[i] for i in j], target=y.to_numpy()[k, j].astype(int), probability=p[k, j]))
 
 def _details(study, arm, n_boot, seed):
     "Calibration, operating points, subgroups and worst films of one arm"
     grid = study.grid(arm)
     films, y, p = study.films(grid[1]), study.targets(grid[1]), ensemble(study.probs(arm, grid))
     several, as_is = len(grid[1]) > 1, calibration(y, p, patients=films.patient, n_boot=n_boot, seed=seed)
-    q = cross_calibrated(y, logit(np.clip(p.astype(float), 1e-7, 1 - 1e-7)), films.fold) if several else p
+    q = cross_calibrated(y, _logits(p), films.fold) if several else p
     scaled = calibration(y, q, patients=films.patient, labels=study.labels, n_boot=n_boot, seed=seed)
     groups = pd.DataFrame({c: age_bands(films[c]) if c == 'age' else films[c] for c in ('sex', 'age', 'view') if c in films})
     ece = as_is.ece.join(scaled.ece.add_prefix('scaled_')) if several else as_is.ece
     return dict(calibration=ece.rename_axis('label').reset_index(), reliability=pd.concat([as_is.table.assign(scaled=False)] + [scaled.table.assign(scaled=True)] * several, ignore_index=True),
                 points=operating_points(y, p, films.fold, labels=study.labels), subgroups=subgroups(y, p, films.patient, groups, study.labels, n_boot=n_boot, seed=seed), worst=_worst(films, y, q, study.labels))
 
-# %% ../nbs/06_eval.ipynb #00c75073
+# %% ../nbs/06_eval.ipynb #65e78230
+def _locked_calculator(study, n_boot, seed):
+    "Replicates [1 + n_boot, S, 1, L] of an arm's fold ensembles on the locked patients, drawn independently of the out-of-fold ones"
+    @cache
+    def reps(arm, grid, n=n_boot): return bootstrap(study.targets('locked'), study.locked_probs(arm, grid), study.films('locked').patient, n_boot=n, seed=[seed, 1], labels=study.labels)
+    return reps
+
+def _locked_row(study, stat, reps, arm, use, level):
+    "The row of one arm, without its comparison"
+    grid = seeds, folds = study.grid(arm, locked=True)
+    if not folds: return dict(arm=arm)
+    r = reps(arm, grid)[..., use]
+    lock, oof = _statistics(r)[:, -1], stat(arm, grid, use=use)[0][:, -1]
+    limits = {k: [q.item() for q in _limits(x[1:, None], level)] for k, x in dict(lock=lock, oof=oof, diff=lock - oof).items()}
+    every = macro_auc(study.targets('locked'), ensemble(study.locked_probs(arm, grid))).auc.iloc[use].mean()
+    each = _mean(_mean(r[0], 2), 1)
+    return dict(arm=arm, seeds=len(seeds), folds=len(folds), locked=lock[0], low=limits['lock'][0], high=limits['lock'][1], seed_sd=each.std(ddof=1) if len(seeds) > 1 else np.nan, all_seeds=every, out_of_fold=oof[0], oof_low=limits['oof'][0], oof_high=limits['oof'][1],
+                difference=lock[0] - oof[0], difference_low=limits['diff'][0], difference_high=limits['diff'][1])
+
+def _locked_change(study, reps, arm, use, level, margin):
+    "The columns that compare an arm with `none` on the locked patients"
+    grid = study.grid('none', arm, locked=True) if arm != 'none' and 'none' in study.arms else ((), ())
+    if not grid[1]: return {}
+    a, b = (_statistics(reps(x, grid)[..., use]) for x in ('none', arm))
+    names = [study.labels[i] for i in use]
+    t, t90 = (_paired(a, b, names, l).loc['macro'] for l in (level, .9))
+    return dict(change=t['diff'], change_low=t.low, change_high=t.high, p=t.p, verdict=_verdict(t, t90, margin))
+
+def _label_sets(study, min_pos=30):
+    "Positions of the labels to take the macro over: name -> [k]"
+    n = _smaller_class(study, study.folds)
+    if study.has_locked: n = np.minimum(n, _smaller_class(study, 'locked'))
+    sets = {'all': np.flatnonzero(n > 0), f'{min_pos} or more': np.flatnonzero(n >= min_pos)}
+    return {k: v for k, v in sets.items() if len(v)}
+
+def _locked(study, stat, reps, margin, level):
+    "The table of the locked patients; empty where they were not scored"
+    if not study.has_locked: return pd.DataFrame()
+    parts = []
+    for name, use in _label_sets(study).items():
+        t = pd.DataFrame([_locked_row(study, stat, reps, a, use, level) | _locked_change(study, reps, a, use, level, margin) for a in study.arms]).assign(positives=name, labels=len(use))
+        if 'p' in t: t.insert(t.columns.get_loc('p') + 1, 'p_holm', holm(t.p))
+        parts.append(t)
+    films = study.films('locked')
+    out, front = pd.concat(parts, ignore_index=True).assign(films=len(films), patients=films.patient.nunique()), ['arm', 'positives', 'labels', 'films', 'patients']
+    return out[front + [c for c in out if c not in front]]
+
+def locked_table(
+    study, # a `Study`, or its folder
+    n_boot:int=2000, # bootstrap replicates
+    margin:float=0.005, # largest change of macro AUC that does not matter
+    level:float=0.95, # confidence level
+    seed:int=0, # random seed of the bootstrap
+)->pd.DataFrame: # a row a set of labels and arm: `locked`, `out_of_fold`, `difference`, `change` with intervals, `verdict`; empty where nobody was locked
+    "The fold ensembles on the locked patients, beside the out-of-fold figures, and compared with `none`"
+    study = study if isinstance(study, Study) else read_study(study)
+    return _locked(study, _calculator(study, n_boot, seed), _locked_calculator(study, n_boot, seed), margin, level)
+
+def _locked_labels(study, reps, level):
+    "Each label on the locked patients, by arm"
+    if not study.has_locked: return pd.DataFrame()
+    rows, counts = [], _class_counts(study.targets('locked'), study.labels)
+    for arm in study.arms:
+        if not (grid := study.grid(arm, locked=True))[1]: continue
+        s = _statistics(reps(arm, grid))
+        low, high = _limits(s[1:], level)
+        rows.append(pd.DataFrame(dict(auc=s[0], low=low, high=high, n_pos=counts.n_pos), index=study.labels + ['macro']).rename_axis('label').reset_index().assign(arm=arm))
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+# %% ../nbs/06_eval.ipynb #de6dce2f
+def _power_table(study, stat, margin):
+    "Precision and power of each comparison with `none`; empty without one"
+    rows = []
+    for name, use in _label_sets(study).items():
+        for arm in (a for a in study.arms if a != 'none' and 'none' in study.arms and study.grid('none', a)[1]):
+            grid = study.grid('none', arm)
+            e = _paired_error(*(stat.reps(x, grid)[..., use] for x in ('none', arm)), study.films(grid[1]).patient.nunique())
+            rows.append(dict(arm=arm, positives=name, labels=len(use), patients=e.patients, seeds=e.seeds, change=e.diff, se=e.se(), se_patients=np.hypot(e.shared, e.own / np.sqrt(e.seeds)), sd_training=e.training, detectable=detectable(e),
+                             patients_for_margin=patients_needed(e, margin), power_equivalence=power(e, 0, margin=margin), patients_for_equivalence=patients_needed(e, 0, margin=margin), margin_shown=detectable(e, equivalence=True)))
+    return pd.DataFrame(rows)
+
+def power_table(
+    study, # a `Study`, or its folder
+    n_boot:int=2000, # bootstrap replicates
+    margin:float=0.005, # largest change of macro AUC that does not matter
+    seed:int=0, # random seed of the bootstrap
+)->pd.DataFrame: # a row a set of labels and arm: `se`, `detectable` (at 80 % power), `patients_for_margin`, `power_equivalence`, `patients_for_equivalence`, `margin_shown` (at 80 %)
+    "How large a change against `none` a study of this design finds, and how many patients smaller ones need"
+    study = study if isinstance(study, Study) else read_study(study)
+    return _power_table(study, _calculator(study, n_boot, seed), margin)
+
+# %% ../nbs/06_eval.ipynb #437b9cb8
+def fit_calibration(
+    study, # a `Study`, or its folder
+)->pd.DataFrame: # a row an arm and label: `temperature`, `bias`
+    "The scale of each arm and label, from its out-of-fold probabilities averaged over flips and seeds"
+    study = study if isinstance(study, Study) else read_study(study)
+    scale = {a: fit_temperature(study.targets(g[1]), _logits(ensemble(study.probs(a, g))), study.labels) for a in study.arms for g in [study.grid(a)]}
+    return pd.concat([t.rename_axis('label').reset_index().assign(arm=a) for a, t in scale.items()], ignore_index=True)[['arm', 'label', 'temperature', 'bias']]
+
+def _locked_calibration(study, scale, n_boot, seed):
+    "Calibration of the ensembles of all seeds' folds on the locked patients, as predicted and with the scale that prediction uses"
+    rows = []
+    for arm in study.arms if study.has_locked else []:
+        if not (grid := study.grid(arm, locked=True))[1]: continue
+        p, y, patients = ensemble(study.locked_probs(arm, grid)), study.targets('locked'), study.films('locked').patient
+        for how, q in (('as predicted', p), ('scaled', rescaled(p, scale[scale.arm == arm]))):
+            e = calibration(y, q, patients=patients, n_boot=n_boot, seed=seed).ece.loc['macro']
+            rows.append(dict(arm=arm, probabilities=how, **e, **scores(y, q).loc['macro', ['log_loss', 'brier']]))
+    return pd.DataFrame(rows)
+
+# %% ../nbs/06_eval.ipynb #16862084
 def summarise(
     study, # a `Study`, or its folder
     n_boot:int=2000, # bootstrap replicates
     seed:int=0, # random seed of the bootstrap
     level:float=0.95, # confidence level
     margin:float=0.005, # largest change of macro AUC that does not matter
-)->dict: # name -> DataFrame: `arms frequent labels changes metrics flow prevalence couplings calibration reliability points subgroups worst`
+)->dict: # name -> DataFrame: `arms frequent labels changes delong metrics locked locked_labels locked_calibration power flow prevalence couplings scale calibration reliability points subgroups worst`
     "Every table of a study"
     study = study if isinstance(study, Study) else read_study(study)
     if not n_boot >= 1: raise DataError(f'n_boot={n_boot} must be 1 or more')
-    stat = _calculator(study, n_boot, seed)
-    arms, common = _arms(study, stat, level, margin), _common_labels(study, n_boot, seed, level, margin)
+    stat, reps, scale = _calculator(study, n_boot, seed), _locked_calculator(study, n_boot, seed), fit_calibration(study)
+    arms, common, locked = _arms(study, stat, level, margin), _common_labels(study, stat, level, margin), _locked(study, stat, reps, margin, level)
+    if len(locked): arms = arms.join(locked[locked.positives == 'all'].set_index('arm')[['locked', 'low', 'high']].rename(columns=dict(low='locked_low', high='locked_high')), on='arm')
     named = lambda t, **kw: t.rename_axis('label').reset_index().assign(**kw)
     lim = {a: (s := stat(a, study.grid(a))[0], *_limits(s[1:], level)) for a in study.arms}
     labels = pd.concat([named(pd.DataFrame(dict(auc=s[0], low=lo, high=hi, lost=np.isnan(s[1:]).mean(0)), index=study.labels + ['macro']), arm=a) for a, (s, lo, hi) in lim.items()], ignore_index=True)
@@ -910,9 +1217,10 @@ def summarise(
     metrics = [dict(arm=a, metric=m, value=stat(a, study.grid(a), metric=m, n=0)[0][0, -1], **({k: pairs[a, m].loc['macro', c] for k, c in dict(change='diff', low='low', high='high', p='p').items()} if (a, m) in pairs else {})) for m in _METRICS for a in study.arms]
     folds = tuple(sorted({f for a in study.arms for f in study.grid(a)[1]}))
     best = arms.arm[arms['mean'].fillna(-1).idxmax()]
-    return dict(arms=arms, frequent=common, labels=labels, changes=changes, metrics=pd.DataFrame(metrics), flow=_flow(study, folds), prevalence=_prevalence(study, folds), couplings=_edges(study), **_details(study, best, n_boot, seed))
+    return dict(arms=arms, frequent=common, labels=labels, changes=changes, delong=_delong_pairs(study, level), metrics=pd.DataFrame(metrics), locked=locked, locked_labels=_locked_labels(study, reps, level),
+                locked_calibration=_locked_calibration(study, scale, n_boot, seed), power=_power_table(study, stat, margin), flow=_flow(study, folds), prevalence=_prevalence(study, folds), couplings=_edges(study), scale=scale, **_details(study, best, n_boot, seed))
 
-# %% ../nbs/06_eval.ipynb #e4de617a
+# %% ../nbs/06_eval.ipynb #66ac49fe
 def _grid_of(n, width=9, height=2.2, ncols=4, **kw):
     "Figure and axes for `n` small panels"
     ncols = min(ncols, max(n, 1))
@@ -1003,7 +1311,16 @@ def plot_graphs(
     for ax, (a, m) in zip(axs, A.items()): plot_couplings(m, ax=ax, title=f'{a}: mean over folds and seeds')
     return fig
 
-# %% ../nbs/06_eval.ipynb #e8857357
+def plot_locked(
+    table:pd.DataFrame, # from `locked_table`
+    note:str='', # added to the title
+)->Figure: # a row an arm and set of labels
+    "Macro AUC of each arm, out-of-fold and on the locked patients"
+    row = table.arm + ', ' + table.positives.map(lambda p: 'all labels' if p == 'all' else f'{p} positives')
+    parts = [pd.DataFrame(dict(label=row, arm=name, auc=table[v], low=table[lo], high=table[hi])) for name, v, lo, hi in (('out-of-fold', 'out_of_fold', 'oof_low', 'oof_high'), ('locked', 'locked', 'low', 'high'))]
+    return plot_intervals(pd.concat(parts, ignore_index=True), 'auc', f'Macro AUC, out-of-fold and locked{note}')
+
+# %% ../nbs/06_eval.ipynb #ba9ae651
 def study_figures(
     study:Study, # from `read_study`
     tables:dict, # from `summarise`
@@ -1016,56 +1333,85 @@ def study_figures(
         training=(plot_training(study), f'Training curves: thin lines are folds, thick lines their means{note}.', 'Panels of training loss, held-out loss and held-out macro AUC by epoch.'),
         reliability=(plot_reliability(tables['reliability']), f'Reliability of arm {best}: observed share against mean probability, as predicted and after scaling fitted on the other folds{note}.', 'Small panels, one a label, of dots around the diagonal of perfect calibration.'))
     if len(tables['changes']): out['changes'] = (plot_intervals(tables['changes'], 'diff', f'Change of AUC against none{note}', True), f'Paired change of AUC against arm none, with 95 % patient-bootstrap intervals, before any adjustment for the number of labels{note}.', 'Dots with horizontal intervals around a line at zero, a row a label.')
+    if len(tables['locked']): out['locked'] = (plot_locked(tables['locked'], note), f'Macro AUC out-of-fold (single models, mean over folds) and on the locked patients (ensemble of the folds\' models), with 95 % patient-bootstrap intervals{note}.', 'Two dots with horizontal intervals for each arm and set of labels.')
     if (g := plot_graphs(study)) is not None: out['couplings'] = (g, f'Couplings, mean over folds and seeds: a row sends, a column receives{note}.', 'Heatmaps of signed couplings between labels, one an arm; the strongest are listed in the table below.')
     for fig, _, _ in out.values():
         if study.made_up: fig.text(.995, .005, study.made_up, ha='right', va='bottom', fontsize=8, color='grey')
     return out
 
-# %% ../nbs/06_eval.ipynb #c9afa3fd
+# %% ../nbs/06_eval.ipynb #e44c5e5b
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
 <style>
 :root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;color:#1b1f24;background:#fff;max-width:60rem;margin:0 auto;padding:1rem}
 h1{font-size:1.7rem;line-height:1.2}h2{margin-top:2.2rem;border-bottom:1px solid #ccd;padding-bottom:.2rem}h3{margin-top:1.4rem}
-.scroll{overflow-x:auto;margin:.8rem 0}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}caption{text-align:left;color:#555;padding:.3rem 0}
-th,td{padding:.25rem .6rem;border-bottom:1px solid #dde;text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #889}
-figure{margin:1rem 0;break-inside:avoid}img{max-width:100%;height:auto}figcaption,.small{color:#555;font-size:.9rem}
-.warn{border-left:4px solid #b36b00;background:#fff6e5;padding:.5rem .8rem}pre{background:#f4f5f7;padding:.7rem;overflow-x:auto}code{font-size:.9em}nav a{margin-right:.8rem;white-space:nowrap}
-@media print{body{max-width:none;font-size:10pt;padding:0}nav{display:none}table{font-size:7pt}th,td{padding:.1rem .3rem}.scroll{overflow:visible}h2,h3{break-after:avoid}tr{break-inside:avoid}}
+.scroll{overflow-x:auto;margin:.8rem 0}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .6rem;border-bottom:1px solid #dde;text-align:right;vertical-align:top}.t{text-align:left;overflow-wrap:break-word;min-width:5rem;max-width:34rem}thead th{border-bottom:2px solid #889}
+figure{margin:1rem 0;break-inside:avoid}figure div{overflow-x:auto}img{max-width:100%;height:auto}figcaption,.small{color:#555;font-size:.9rem}
+.warn{border-left:4px solid #b36b00;background:#fff6e5;padding:.5rem .8rem}pre{background:#f4f5f7;padding:.7rem;overflow-x:auto}code{font-size:.9em}nav{display:flex;flex-wrap:wrap;gap:.2rem .9rem}
+@media (max-width:40rem){h1{font-size:1.4rem}th,td{padding:.2rem .35rem}table{font-size:.8rem}figure img{max-width:none;width:40rem}}
+@media print{body{max-width:none;font-size:10pt;padding:0}nav{display:none}table{font-size:7.5pt}th,td{padding:.1rem .35rem}.scroll,figure div{overflow:visible}figure img{width:auto;max-width:100%;max-height:22cm}h2,h3,p{break-after:avoid}pre{white-space:pre-wrap}tr{break-inside:avoid}thead{display:table-header-group}}
 </style></head><body>
 <h1>{{ title }}</h1>
 {% if made_up %}<p class="warn"><strong>{{ made_up|capitalize }} data.</strong> Everything below was computed from films or scores that a program drew. It says nothing about patients.</p>{% endif %}
 {% for line in headline %}<p>{{ line }}</p>{% endfor %}
 {% if notes %}<div class="warn"><strong>Not complete.</strong><ul>{% for n in notes %}<li>{{ n }}</li>{% endfor %}</ul></div>{% endif %}
-<nav>{% for id, name, _ in sections %}<a href="#{{ id }}">{{ name }}</a>{% endfor %}</nav>
+<nav>{% for id, name, _ in sections %}<a href="#{{ id }}">{{ name }}</a>
+{% endfor %}</nav>
 {% for id, name, parts in sections %}<h2 id="{{ id }}">{{ name }}{{ tag }}</h2>
 {% for kind, x in parts %}{% if kind == 'p' %}<p>{{ x }}</p>{% elif kind == 'h' %}<h3>{{ x }}{{ tag }}</h3>{% elif kind == 'pre' %}<pre>{{ x }}</pre>
 {% elif kind == 'table' %}<div class="scroll" tabindex="0" role="region" aria-label="{{ name }}: table">{{ x|safe }}</div>
-{% else %}<figure><img src="data:image/png;base64,{{ x[0] }}" alt="{{ x[2] }}"><figcaption>{{ x[1] }}</figcaption></figure>{% endif %}
+{% else %}<figure><div tabindex="0" role="region" aria-label="{{ name }}: figure"><img src="data:image/png;base64,{{ x[0] }}" alt="{{ x[2] }}"></div><figcaption>{{ x[1] }}</figcaption></figure>{% endif %}
 {% endfor %}{% endfor %}
 <p class="small">Research software. Not a medical device: not for diagnosis or any decision about a patient.</p>
 </body></html>
 '''
 
+def _text(v, digits=4):
+    "A value for the report"
+    if v is None or (isinstance(v, float) and np.isnan(v)): return '–'
+    if isinstance(v, (bool, np.bool_)): return 'yes' if v else 'no'
+    return 'beyond reach' if isinstance(v, float) and np.isinf(v) else f'{v:.{digits}f}' if isinstance(v, float) else str(v)
+
 def _html(
     t:pd.DataFrame, # table
     digits:int=4, # decimals
 )->str: # HTML
-    "A table for the report; NaN is a dash"
-    text = lambda v: 'yes' if v is True else 'no' if v is False else '–' if v is None or (isinstance(v, float) and np.isnan(v)) else f'{v:.{digits}f}' if isinstance(v, float) else str(v)
-    return t.map(text).to_html(index=False, border=0, classes='')
+    "A table for the report: numbers to the right, texts to the left, a dash where there is nothing"
+    shown = t.map(partial(_text, digits=digits)).astype(str)
+    left = {c for c in t if shown[c].str.match(r'[-+–]?(\d|$)').mean() < .6 or t[c].name == 'value' and not pd.api.types.is_float_dtype(t[c])}
+    row = lambda cells, tag: '<tr>' + ''.join(f'<{tag}' + (' class="t"' if c in left else '') + f'>{escape(v)}</{tag}>' for c, v in cells) + '</tr>'
+    return f'<table><thead>{row([(c, str(c)) for c in t], "th")}</thead><tbody>{"".join(row(r.items(), "td") for _, r in shown.iterrows())}</tbody></table>'
 
 def _with_interval(t, value, low='low', high='high', name=None, sign=''):
     "One column 'value (low to high)' in place of three"
-    text = [f'{v:{sign}.4f} ({a:{sign}.4f} to {b:{sign}.4f})' if np.isfinite(v) else '–' for v, a, b in zip(t[value], t[low], t[high])]
+    text = [f'{v:{sign}.4f} ({a:{sign}.4f}\u00a0to {b:{sign}.4f})' if np.isfinite(v) else np.nan for v, a, b in zip(t[value], t[low], t[high])]
     out = t.drop(columns=[low, high])
     out[value] = text
     return out.rename(columns={value: name or value})
 
+_SAY = dict(mean='mean over folds', pooled='all folds pooled', seed_sd='SD over seeds', no_flip='without the mirrored film', before_graph='read before the graph', change='change against none', folds_up='folds with a gain', change_seed_sd='its SD over seeds', p_holm='p (Holm)', verdict='verdict', labels='number of labels',
+            all_seeds='one ensemble of all seeds', out_of_fold='out-of-fold, same labels', difference='locked less out-of-fold', locked='ensemble on the locked patients', se='standard error of the change', se_patients='its part from patients', sd_training='SD between training runs', detectable='change found with 80 % power',
+            power_equivalence='power to show equivalence', margin_shown='margin shown with 80 % power', patients_for_equivalence='patients to show equivalence')
+
+def _tall(t, drop=()):
+    "A table of arms turned: a row a quantity, a column an arm, which fits on a phone and on paper"
+    up = t.drop(columns=[c for c in drop if c in t]).set_index('arm').dropna(axis=1, how='all').astype(object).T
+    whole = lambda v: f'{int(v):,}' if isinstance(v, float) and v.is_integer() and abs(v) >= 1 else _text(v)
+    return up.map(whole).rename(index=lambda c: _SAY.get(c, c)).rename_axis('', axis=0).rename_axis(None, axis=1).reset_index()
+
 def _joined(arms):
-    "The table of the arms with each interval beside its value"
-    shown = _with_interval(_with_interval(arms, 'mean'), 'pooled', 'pooled_low', 'pooled_high')
-    return _with_interval(shown, 'change', 'change_low', 'change_high', sign='+') if 'change' in shown else shown
+    "The table of the arms, turned, with each interval beside its value"
+    t = _with_interval(_with_interval(arms, 'mean'), 'pooled', 'pooled_low', 'pooled_high')
+    t = _with_interval(t, 'change', 'change_low', 'change_high', sign='+') if 'change' in t else t
+    return _tall(t, ('locked', 'locked_low', 'locked_high'))
+
+def _by_arm(t, value, p=None, sign=''):
+    "A row a label, a column an arm: value with its interval, and its adjusted p-value"
+    t = _with_interval(t, value, sign=sign)
+    columns = {a: g.set_index('label')[value] for a, g in t.groupby('arm', sort=False)}
+    if p: columns = {k: v for a, g in t.groupby('arm', sort=False) for k, v in ((a, columns[a]), (f'{a}: p (Holm)', g.set_index('label')[p]))}
+    return pd.DataFrame(columns).reindex(list(dict.fromkeys(t.label))).rename_axis('label').reset_index()
 
 def _png(
     fig:Figure, # figure
@@ -1075,14 +1421,17 @@ def _png(
     fig.savefig(buffer, format='png', dpi=110, metadata={'Software': None})
     return buffer.getvalue()
 
-# %% ../nbs/06_eval.ipynb #641f9a14
+# %% ../nbs/06_eval.ipynb #ff117bef
 def _headline(study, tables):
     "The result in sentences"
-    out = []
+    out, power = [], tables['power'].drop_duplicates('arm').set_index('arm') if len(tables['power']) else pd.DataFrame()
     for r in tables['arms'].to_dict('records'):
         line = f'Arm {r["arm"]}: mean fold macro AUC {r["mean"]:.4f} (95 % interval {r["low"]:.4f} to {r["high"]:.4f}; {r["folds"]} folds, {r["seeds"]} seed{"s" * (r["seeds"] > 1)})'
         if np.isfinite(r.get('change', np.nan)): line += f'; change against none {r["change"]:+.4f} ({r["change_low"]:+.4f} to {r["change_high"]:+.4f}), up in {r["folds_up"]} folds: {r["verdict"]}'
+        if r['arm'] in power.index: line += f'. A change of {power.detectable[r["arm"]]:.4f} would have been found with 80 % power'
         out.append(line + '.')
+    for r in tables['locked'].to_dict('records'):
+        if r['positives'] == 'all' and np.isfinite(r.get('locked', np.nan)): out.append(f'Locked patients ({r["films"]:,} films of {r["patients"]:,} patients), fold ensemble of arm {r["arm"]}: macro AUC {r["locked"]:.4f} ({r["low"]:.4f} to {r["high"]:.4f}).')
     return out
 
 def _parameters(study):
@@ -1101,31 +1450,68 @@ def _environment(study):
     rows |= {('device', ''): {c['device'] for c in configs if 'device' in c}} if 'device' in study.config else {}
     return pd.DataFrame([dict(what=a, name=b, value=', '.join(sorted(map(str, v)))) for (a, b), v in rows.items()])
 
-# %% ../nbs/06_eval.ipynb #05d8bdd9
+# %% ../nbs/06_eval.ipynb #3646c15e
+def _data_parts(study, tables, tab):
+    "What was read, where it went, and what the audit found"
+    both, flow, audit = study.films(study.folds).groupby('patient').fold.nunique(), tables['flow'].set_index('part'), _audited(study)
+    say = lambda part: f'{flow.films[part]:,} films of {flow.patients[part]:,} patients'
+    leak = f'{(both > 1).sum()} patients have films in more than one fold: figures of films of the same patient are not independent of training.' if (both > 1).any() else 'No patient has films in two folds.'
+    locked = [p for p in flow.index if p.startswith('in no fold')]
+    text = f'Data: {study.config.get("data", "unknown")}. In the study: {say("all")}; ' + (f'in no fold: {say(locked[0])}; ' if locked else '') + f'evaluated out of fold: {say("evaluated")}. {leak}'
+    found = [] if audit is None else [('p', 'The audit before training found nothing to report.')] if not len(audit) else [('h', 'What the audit found'), *tab(audit)]
+    return [('p', text), *tab(tables['flow']), *found, ('h', 'Prevalence'), ('p', 'Positive films of each label, their share of the films whose label is known, films whose label is unknown, the patients of the positive films, and the positive films of each fold' + ' and of the locked patients' * study.has_locked + '.'), *tab(tables['prevalence'])]
+
+def _locked_parts(tables, tab, pic, margin):
+    "The locked patients"
+    t = tables['locked']
+    for v, lo, hi, sign in (('locked', 'low', 'high', ''), ('out_of_fold', 'oof_low', 'oof_high', ''), ('difference', 'difference_low', 'difference_high', '+'), ('change', 'change_low', 'change_high', '+')): t = _with_interval(t, v, lo, hi, sign=sign) if v in t else t
+    sets = [(name, g) for i, (name, g) in enumerate(t.groupby('positives', sort=False)) if not i or g.labels.iloc[0] != t.labels.iloc[0]]
+    text = (f'{t.films[0]:,} films of {t.patients[0]:,} patients were kept out of every fold and scored once, after all folds were trained, by the mean of the folds\' models (order: graph, sigmoid, mirrored film, folds); figures are averaged over seeds, and "one ensemble of all seeds" is what cxrlg_predict computes. '
+            'Out-of-fold figures are those of single models, each on its own fold; here it is an ensemble, which tends to be better: a difference somewhat above zero is to be expected. The interval of the difference takes the two sets of patients as independent, which they are; all intervals are conditional on the trained models. '
+            f'The verdict compares with arm none on the same locked patients, with the margin of {margin:g}.')
+    parts = [('p', text)]
+    for name, g in sets: parts += [('h', f'{g.labels.iloc[0]} labels ' + ('that have both classes in both sets' if name == 'all' else f'with {name} positives and negatives in both sets')), *tab(_tall(g, ('positives', 'labels', 'films', 'patients')))]
+    parts += [*pic('locked'), ('h', 'Each label, locked patients'), ('p', 'A label with few positives has a wide interval that is still too short.'), *tab(_by_arm(tables['locked_labels'], 'auc'))]
+    return parts + [('h', 'Calibration, locked patients'), ('p', 'Macro means of the ensemble of all seeds, as predicted and with the temperatures and biases of calibration.json, which were fitted on the out-of-fold films.'), *tab(tables['locked_calibration'])]
+
+def _power_parts(tables, tab, margin):
+    "What the study could have seen"
+    t = tables['power'].rename(columns=dict(patients_for_margin=f'patients to find a change of {margin:g}'))
+    sets = [(name, g) for i, (name, g) in enumerate(t.groupby('positives', sort=False)) if not i or g.labels.iloc[0] != t.labels.iloc[0]]
+    text = (f'Two-sided level 5 %, power 80 %, equivalence margin {margin:g}, with as many seeds as here. The part of the standard error that comes from patients shrinks with their number; the spread between training runs does not, and ' +
+            ('is estimated from the seeds, roughly where they are few.' if t.sd_training.notna().any() else 'cannot be known from one seed: the figures hold for these trained models.') + ' "beyond reach": no number of patients would do with so few seeds.')
+    return [('p', text)] + [x for name, g in sets for x in (('h', f'{g.labels.iloc[0]} labels' + (' with both classes' if name == 'all' else f' with {name} positives and negatives')), *tab(_tall(g, ('positives', 'labels'))))]
+
 def _sections(study, tables, figures, pngs, n_boot, margin):
     "The report's sections: (id, heading, parts)"
     pic = lambda k: [('figure', (base64.b64encode(pngs[k]).decode(), *figures[k][1:]))] if k in figures else []
     tab = lambda t, digits=4: [('table', _html(t, digits))] if len(t) else []
-    arms, c = tables['arms'], study.config
-    both = study.films(study.folds).groupby('patient').fold.nunique()
+    arms, edges = tables['arms'], tables['couplings']
     often = [('h', 'Labels with 30 positives or more'), ('p', f'The same on the {tables["frequent"].labels[0]} labels that have at least 30 positives and 30 negatives: replicates do not lose them, so that the macro is always over the same labels.'), *tab(_joined(tables['frequent']))] if len(tables['frequent']) else []
     best = arms.arm[arms['mean'].fillna(-1).idxmax()]
-    leak = f'{(both > 1).sum()} patients have films in more than one fold: figures of films of the same patient are not independent of training.' if (both > 1).any() else 'No patient has films in two folds.'
+    changes = [('p', 'Paired change of each label (mean over folds and seeds), with p-values adjusted over the labels of an arm.'), *tab(_by_arm(tables['changes'], 'diff', 'p_holm', '+'))] if len(tables['changes']) else [('p', 'There is no arm none to compare with.' if 'none' not in study.arms else 'There is no other arm to compare with none.')]
+    tests = [('h', 'DeLong\'s test'), ('p', 'Each label on the pooled out-of-fold films, probabilities averaged over seeds; films clustered by patient (Obuchowski 1997), Student\'s t with the patients of the smaller class less one.'), *tab(_by_arm(tables['delong'], 'diff', 'p_holm', '+'))] if len(tables['delong']) else []
+    strongest = edges.groupby('arm', sort=False).head(15).astype({c: object for c in ('mean', 'smallest', 'largest')}) if len(edges) else edges
+    for c in ('mean', 'smallest', 'largest'): strongest = strongest.assign(**{c: [f'{v + 0.:.2g}' for v in strongest[c]]})
     graph = 'Arms with a graph refine the logits z by z + alpha * sigmoid(z) A, with a penalty on the entries of A: l1 adds its sub-gradient, prox takes proximal steps that reach exact zeros. '
     return [
-        ('data', 'Data', [('p', f'Data: {c.get("data", "unknown")}. {leak}'), *tab(tables['flow']), ('p', 'Positive films of each label, their share of the films whose label is known, films whose label is unknown, and the patients of the positive films.'), *tab(tables['prevalence'])]),
-        ('method', 'Method and parameters', [('p', graph + 'All arms share folds, seeds and batches, so that their differences are paired. Order of averaging: graph, sigmoid, mean with the mirrored film.'),
-            ('p', f'The headline is the mean over folds of the fold\'s macro AUC, averaged over seeds; a label without both classes in a fold is not in that fold\'s macro. Intervals: 95 % percentile intervals of {n_boot:,} bootstrap replicates of the patients. They are conditional on the trained models: they show how figures vary with the patients, not with the training run; the spread over seeds (seed_sd) stands beside them. An arm is called equivalent to none when the 90 % interval of the change lies within +-{margin:g}, a margin set beforehand.'),
+        ('data', 'Data', _data_parts(study, tables, tab)),
+        ('method', 'Method and parameters', [('p', graph + 'All arms share folds, seeds and batches, so that their differences are paired. Order of averaging: graph, sigmoid, mean with the mirrored film, folds.'),
+            ('p', f'The headline is the mean over folds of the fold\'s macro AUC, averaged over seeds; a label without both classes in a fold is not in that fold\'s macro. Intervals: 95 % percentile intervals of {n_boot:,} bootstrap replicates of the patients. They are conditional on the trained models: they show how figures vary with the patients, not with the training run; the spread over seeds stands beside them. In simulations of 100 to 500 patients such intervals held the truth in 93 to 96 % where labels were not rare, and in 92 to 94 % where each label had about a dozen positive films. An arm is called equivalent to none when the 90 % interval of the change lies within +-{margin:g}, a margin set beforehand; better or worse when it is not, and the 95 % interval lies beyond 0; else undecided.'),
             ('h', 'Parameters'), ('p', 'Where arms differ, all values are given.'), *tab(_parameters(study))]),
-        ('results', 'Results', [('p', 'Macro AUC of each fold (mean over seeds), their mean, and all out-of-fold films pooled; no_flip is the mean without the mirrored film, before_graph the mean when the model is read before its graph. p is two-sided, from the paired bootstrap; p_holm is adjusted over the arms.'),
-            *tab(_joined(arms)), *pic('auc'), *often, ('h', 'Change against none'), *pic('changes'), *([('p', 'Paired change of each label; p_holm is adjusted over the labels of an arm.')] + tab(_with_interval(tables['changes'], 'diff', name='change', sign='+')[['arm', 'label', 'change', 'p', 'p_holm']]) if len(tables['changes']) else [('p', 'There is no arm none to compare with.' if 'none' not in study.arms else 'There is no other arm to compare with none.')]),
-            ('h', 'Each label'), ('p', 'lost is the share of replicates in which a label had only one class in every fold.'), *tab(_with_interval(tables['labels'], 'auc')[['arm', 'label', 'auc', 'lost']]), *pic('roc'), ('h', 'Other metrics'), ('p', 'Macro means over folds and seeds: average precision (ap), log loss, Brier score.'), *tab(tables['metrics'], 5), ('h', 'Training'), *pic('training')]),
-        ('couplings', 'Couplings', [*pic('couplings'), *([('p', 'The 30 strongest couplings: mean, smallest and largest over folds and seeds, in how many they are not 0, and whether all have one sign.')] + tab(tables['couplings'].head(30)) if len(tables['couplings']) else [('p', 'No arm has a coupling that is not 0.')])]),
-        ('calibration', 'Calibration', [('p', f'Arm {best}, the one with the highest mean; probabilities averaged over seeds, out-of-fold films pooled. Expected calibration error (ece) over 15 bins of equal numbers of films, as predicted and after a temperature and a bias a label, fitted on the other folds. noise is about what a perfectly calibrated model would show on as many films.'), *tab(tables['calibration']), *pic('reliability')]),
+        ('results', 'Results', [('p', 'Macro AUC of each fold (mean over seeds), their mean, and all out-of-fold films pooled. Changes are on the seeds and folds that both arms have. p is two-sided, from the paired bootstrap, and adjusted over the arms by Holm\'s method.'),
+            *tab(_joined(arms)), *pic('auc'), *often, ('h', 'Change against none'), *pic('changes'), *changes, *tests,
+            ('h', 'Each label'), ('p', 'Mean over folds and seeds.'), *tab(_by_arm(tables['labels'], 'auc')), *pic('roc'), ('h', 'Other metrics'), ('p', 'Macro means over folds and seeds: average precision (ap), log loss, Brier score.'), *tab(tables['metrics'], 5), ('h', 'Training'), *pic('training')]),
+        *([('locked', 'Locked patients', _locked_parts(tables, tab, pic, margin))] if len(tables['locked']) else []),
+        *([('power', 'What this study could have seen', _power_parts(tables, tab, margin))] if len(tables['power']) else []),
+        ('couplings', 'Couplings', [*pic('couplings'), *([('p', 'The strongest couplings of each arm: mean, smallest and largest over folds and seeds, in how many they are not 0, and whether all have one sign.')] + tab(strongest) if len(edges) else [('p', 'No arm has a coupling that is not 0.')])]),
+        ('calibration', 'Calibration', [('p', f'Arm {best}, the one with the highest mean; probabilities averaged over seeds, out-of-fold films pooled. Expected calibration error (ece) over 15 bins of equal numbers of films, as predicted and after a temperature and a bias a label, fitted on the other folds. noise is about what a perfectly calibrated model would show on as many films.'), *tab(tables['calibration']), *pic('reliability'),
+            ('h', 'Scale for new films'), ('p', f'Temperature and bias of each label of arm {best}, fitted on all out-of-fold films; calibration.json holds those of every arm, and prediction applies them.'), *tab(tables['scale'][tables['scale'].arm == best].drop(columns='arm'))]),
         ('points', 'Operating points', [('p', f'Arm {best}. Thresholds chosen on all out-of-fold films; sensitivity, specificity and predictive values are measured on each fold with the threshold chosen on the other folds.'), *tab(tables['points'])]),
         ('subgroups', 'Subgroups', ([('p', f'Macro AUC of arm {best}, pooled out-of-fold films; the values of one variable are compared on the same labels.'), *tab(_with_interval(tables['subgroups'], 'auc'))] if len(tables['subgroups']) else [('p', 'The study\'s films carry no sex, age or view.')])),
-        ('failures', 'Worst films', [('p', f'The films with the largest mean log loss over the labels (arm {best}, scaled probabilities), and the label that was most wrong.'), *tab(tables['worst'])]),
-        ('again', 'Environment, and how to run it again', [*tab(_environment(study)), ('pre', f'cxrlg_study {"study.yaml" if (study.path / "study.yaml").exists() else "CONFIG.yaml"}\npapermill nbs/06_eval.ipynb out.ipynb -p study {study.name} -p n_boot {n_boot}'), ('p', 'study.yaml beside this file is the configuration; folds.csv holds the fold of every film.')])]
+        ('failures', 'Worst films', [('p', f'The films with the largest mean log loss over the labels (arm {best}, scaled probabilities), and the label that was most wrong. No film is shown here, so that the page can be passed on.'), *tab(tables['worst'])]),
+        ('again', 'Environment, and how to run it again', [*tab(_environment(study)), ('p', 'In a checkout of the repository at that version; the second line makes the environment, the third trains what is missing and evaluates, the last evaluates only.'),
+            ('pre', f'cd cxrlg\nmake .venv/ready && . .venv/bin/activate\ncxrlg_study {"study.yaml" if (study.path / "study.yaml").exists() else "CONFIG.yaml"}\npapermill nbs/06_eval.ipynb out.ipynb -p study {study.name} -p n_boot {n_boot}'), ('p', 'study.yaml beside this file is the configuration; folds.csv holds the fold of every film; results.json holds every table of this page.')])]
 
 def _write(path, text):
     "Write text or bytes whole or not at all"
@@ -1138,16 +1524,18 @@ def write_report(
     n_boot:int=2000, # bootstrap replicates of `tables`
     margin:float=0.005, # equivalence margin of `tables`
 )->Path: # `report.html`
-    "Write `report.html`, `results.csv`, `results.json` and `figures/` into the study's folder"
+    "Write `report.html`, `results.csv`, `results.json`, `calibration.json` and `figures/` into the study's folder"
     study = study if isinstance(study, Study) else read_study(study)
     tables = tables if tables is not None else summarise(study, n_boot, margin=margin)
     figures = figures if figures is not None else study_figures(study, tables)
     pngs = {name: _png(fig) for name, (fig, _, _) in figures.items()}
     title, tag = f'Study {study.name}' + f' ({study.made_up})' * bool(study.made_up), f' ({study.made_up})' * bool(study.made_up)
     page = Environment(autoescape=True).from_string(_PAGE).render(title=title, tag=tag, made_up=study.made_up, notes=study.notes, headline=_headline(study, tables), sections=_sections(study, tables, figures, pngs, n_boot, margin))
-    info = dict(study=study.name, data=study.config.get('data'), n_boot=n_boot, margin=margin, notes=study.notes)
+    records = lambda t: json.loads(t.to_json(orient='records', double_precision=15))
+    info = dict(study=study.name, data=study.config.get('data'), n_boot=n_boot, margin=margin, notes=study.notes, headline=_headline(study, tables), parameters=records(_parameters(study)), environment=records(_environment(study)))
     _write(study.path / 'results.csv', tables['arms'].to_csv(index=False, float_format='%.6f'))
-    _write(study.path / 'results.json', json.dumps(info | {k: json.loads(t.to_json(orient='records')) for k, t in tables.items()}, indent=1))
+    _write(study.path / 'results.json', json.dumps(info | {k: records(t) for k, t in tables.items()}, indent=1))
+    _write(study.path / 'calibration.json', json.dumps({a: t.set_index('label')[['temperature', 'bias']].to_dict('index') for a, t in tables['scale'].groupby('arm', sort=False)}, indent=1))
     for name, png in pngs.items(): _write(study.path / 'figures' / f'{name}.png', png)
     _write(study.path / 'report.html', page)
     return study.path / 'report.html'

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['CXRNet', 'save_model', 'load_model', 'predict_logits']
 
-# %% ../nbs/02_model.ipynb #5661104a
+# %% ../nbs/02_model.ipynb #889f5068
 import json
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +29,30 @@ def _timm_name(arch):
     near = get_close_matches(arch, timm.list_models(), 3, 0.5)
     raise DataError(f"timm has no model {arch!r}" + (f': nearest are {", ".join(near)}' if near else '; timm.list_models() lists them'))
 
-# %% ../nbs/02_model.ipynb #7f2898a4
-def _read_weights(file):
+# %% ../nbs/02_model.ipynb #f7225d49
+def _weights_file(weights):
+    "The file of `weights`: a path, or `package:NAME/PATH` for a file inside an installed Python package"
+    if not str(weights).startswith('package:'): return Path(weights)
+    name, _, inside = weights.removeprefix('package:').partition('/')
+    if not find_spec(name): raise DataError(f'weights: {weights!r} needs the package {name}, which is not installed: pip install {name.replace("_", "-")}')
+    return Path(find_spec(name).origin).parent/inside
+
+def _read_weights(weights):
     "The state dict of a `.safetensors` file or of a torch file that holds tensors only"
-    file = Path(file)
+    file = _weights_file(weights)
     if not file.is_file(): raise DataError(f'weights: there is no file {file}')
     try: state = load_file(file) if file.suffix == '.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise DataError(f'weights: {file} cannot be read as weights ({type(e).__name__})') from e
     return state.get('state_dict', state)
 
-# %% ../nbs/02_model.ipynb #b54cc9d8
+# %% ../nbs/02_model.ipynb #ed494978
 def _named_like(state, model):
     "`state` under `model`'s tensor names: as it is where names agree, else by order where every shape agrees"
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     state = {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')}
-    if set(own) & set(state): return state
+    if shared := set(own) & set(state):
+        if len(shared) < len(own)/2: raise DataError(f'weights: only {len(shared)} of the {len(own)} tensors of {type(model).__name__} are in the file: is it another backbone?')
+        return state
     if [tuple(v.shape) for v in own.values()] == [tuple(v.shape) for v in state.values()]: return dict(zip(own, state.values()))
     raise DataError(f'weights: none of the {len(state)} tensors has a name of {type(model).__name__}, nor do the shapes agree in order')
 
@@ -59,7 +69,7 @@ def _backbone(arch, n_labels, in_chans, pretrained, weights, drop_rate, arch_arg
         raise DataError(f"no pretrained weights for {arch!r} could be fetched ({type(e).__name__}): without a network, give a local file "
                         f"as weights=FILE.safetensors (from https://huggingface.co/timm), or set pretrained=False") from e
 
-# %% ../nbs/02_model.ipynb #db888c8f
+# %% ../nbs/02_model.ipynb #b3b6872e
 class CXRNet(nn.Module):
     "A timm backbone with one logit a finding and an optional label graph after it"
     def __init__(self,
@@ -68,7 +78,7 @@ class CXRNet(nn.Module):
         graph:LabelGraph=None, # refines the logits; None gives the plain classifier
         in_chans:int=1, # channels of the backbone's input: 1, or 3 to repeat the grey film
         pretrained:bool=False, # weights from timm's hub (needs a network once)
-        weights:str='', # a local file of backbone weights, `.safetensors` or torch's
+        weights:str='', # a file of backbone weights, `.safetensors` or torch's; `package:NAME/PATH` finds it in an installed package
         drop_rate:float=0.4, # dropout before the last layer, in [0, 1)
         arch_args:dict=None, # further arguments of the timm model
     ):

@@ -1,6 +1,9 @@
 """Evaluation: against scikit-learn and definitions, edge cases, damaged studies, full size."""
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 import tracemalloc
 import warnings
@@ -8,11 +11,14 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.special import expit, logit
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
 from cxrlg.data import DataError
-from cxrlg.eval import (auc_interval, bootstrap, calibrated, calibration, cross_calibrated, delong, ensemble, equivalence, example_study, fit_temperature, holm, macro_auc,
-                        operating_points, paired_bootstrap, read_study, roc_curves, runs_dir, scores, simulate, study_figures, subgroups, summarise, tta, write_report, _bins, _cumsum, _weights)
+from cxrlg.eval import (PairedError, auc_interval, bootstrap, calibrated, calibration, cross_calibrated, delong, detectable, ensemble, equivalence, example_study, fit_calibration, fit_temperature,
+                        holm, locked_table, macro_auc, operating_points, paired_bootstrap, paired_error, patients_needed, plot_locked, power, power_table, read_study, rescaled, roc_curves, runs_dir, scores,
+                        simulate, study_figures, subgroups, summarise, tta, write_report, _bins, _cumsum, _verdict, _weights)
 
 
 def films(n_patients=120, L=4, seed=0):
@@ -91,6 +97,10 @@ def test_macro_row_and_frames_keep_names():
     (lambda y, z, p: macro_auc(y * 2, z), r'only 0, 1 and NaN'),
     (lambda y, z, p: macro_auc(y[:5], z), r'must agree'),
     (lambda y, z, p: macro_auc(y, z, ['a']), r'1 label names for 4 columns'),
+    (lambda y, z, p: macro_auc(y, z, list('abba')), r"labels \['a', 'b'\] are named more than once"),
+    (lambda y, z, p: paired_error(y, z, z[:5], p), r'must agree'),
+    (lambda y, z, p: patients_needed(PairedError(0, 9, 1, .01, 0, np.nan), 0), r'gain=0'),
+    (lambda y, z, p: patients_needed(PairedError(0, 9, 1, .01, 0, np.nan), .1, margin=.05), r'not within margin'),
     (lambda y, z, p: macro_auc(y, np.stack([z, z])), r'average the seeds first'),
     (lambda y, z, p: auc_interval(y, z, p[:-1]), r'patients for \d+ films'),
     (lambda y, z, p: auc_interval(y, z, np.where(p == 0, np.nan, p)), r'have no patients, first row 0'),
@@ -150,6 +160,28 @@ def test_average_precision_and_losses_under_weights():
         assert np.allclose(ap[b], [average_precision_score(y[:, l], p[:, l], sample_weight=w[:, b]) for l in range(4)], atol=1e-9)
         assert np.allclose(brier[b], np.average((p - y)**2, 0, w[:, b]), atol=1e-9)
     assert set(scores(y, p).columns) == {'auc', 'ap', 'log_loss', 'brier', 'prevalence'}
+
+
+def test_scores_equal_sklearn():
+    y, z, _ = films(200)
+    y[::9, 2] = np.nan
+    p = expit(z.round(1).astype(float))
+    t = scores(y, p)
+    for l in range(4):
+        k = ~np.isnan(y[:, l])
+        expect = dict(auc=roc_auc_score(y[k, l], p[k, l]), ap=average_precision_score(y[k, l], p[k, l]), log_loss=log_loss(y[k, l], p[k, l]), brier=brier_score_loss(y[k, l], p[k, l]))
+        assert all(abs(t[m].iloc[l] - v) < 1e-12 for m, v in expect.items())
+        assert abs(t.prevalence.iloc[l] - y[k, l].mean()) < 1e-12
+    assert np.allclose(t.iloc[-1, :4], t.iloc[:-1, :4].mean(), atol=1e-12)
+
+
+def test_delong_has_students_t_with_the_patients_of_the_smaller_class():
+    y, z, pat = films()
+    t, n = delong(y, z, z.round(), pat), delong(y, z, z.round(), pat, normal=True)
+    expect = [min(len(set(pat[y[:, l] == k])) for k in (0, 1)) - 1 for l in range(4)]
+    assert t.df.tolist() == expect and np.isinf(n.df).all() and np.allclose(t.se, n.se)
+    assert np.allclose((n.high - n.low) / 2 / n.se, norm.ppf(.975)) and ((t.high - t.low) > (n.high - n.low)).all() and (t.p > n.p).all()
+    assert np.allclose(n.p, 2 * norm.sf(np.abs(n['diff']) / n.se))
 
 
 def test_delong_pair_is_the_two_singles_when_independent_of_order():
@@ -246,14 +278,45 @@ def test_full_size_is_fast_and_small():
     assert len(y) > 24000 and 2000 * one > 50 * (time.perf_counter() - start)
 
 
-def test_a_million_rows():
+@pytest.mark.skipif(not os.path.exists('/proc/self/status'), reason='anonymous memory is read from Linux\'s /proc')
+def test_full_size_stays_below_a_gigabyte():
+    code = ('import numpy as np; from cxrlg.eval import auc_interval, simulate; y, z, p = simulate(7500, np.linspace(.01, .4, 14), 1.5); print(len(y), flush=True); auc_interval(y, z, p, n_boot=2000); print("done")')
+    child, peak = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True), 0
+    while child.poll() is None:
+        try: peak = max(peak, int((re.search(r'RssAnon:\s+(\d+)', open(f'/proc/{child.pid}/status').read()) or [0, 0])[1]))
+        except (FileNotFoundError, ProcessLookupError): break
+        time.sleep(.003)
+    said = child.communicate()[0].split()
+    assert child.returncode == 0 and int(said[0]) > 24000 and said[1] == 'done' and 50_000 < peak < 1_000_000, peak
+
+
+def peak_of(call):
+    tracemalloc.start()
+    result = call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return result, peak
+
+
+@pytest.mark.parametrize('n_patients', [200, 250_000])
+def test_a_million_rows(n_patients):
     rng = np.random.default_rng(0)
     y = (rng.random((1_000_000, 1)) < .3).astype(float)
-    s = (y + rng.normal(size=y.shape)).astype(np.float32)
-    assert abs(macro_auc(y, s).macro - roc_auc_score(y[:, 0], s[:, 0])) < 1e-12
-    t = auc_interval(y, s, np.arange(len(y)) // 4, n_boot=8)
-    assert t.low.iloc[0] < t.auc.iloc[0] < t.high.iloc[0] and abs(t.auc.iloc[0] - roc_auc_score(y[:, 0], s[:, 0])) < 1e-12
-    assert delong(y, s).se.item() < .001
+    s, pat = (y + rng.normal(size=y.shape)).astype(np.float32), np.arange(len(y)) % n_patients
+    expect = roc_auc_score(y[:, 0], s[:, 0])
+    assert abs(macro_auc(y, s).macro - expect) < 1e-12
+    (t, peak) = peak_of(lambda: auc_interval(y, s, pat, n_boot=24))
+    assert t.low.iloc[0] < t.auc.iloc[0] < t.high.iloc[0] and abs(t.auc.iloc[0] - expect) < 1e-12 and peak < 1e9, peak
+    assert delong(y, s, clusters=pat).se.item() < .001
+    c, peak = peak_of(lambda: calibration(y, expit(s), patients=pat, n_boot=24))
+    assert np.isfinite(c.ece).all(axis=None) and c.table.n.sum() == len(y) and peak < 1e9, peak
+
+
+def test_calibration_keeps_no_table_of_weights():
+    "20,000 patients and 1,024 more replicates in one table would be 82 MB more"
+    p = np.random.default_rng(0).random((20_000, 1))
+    peaks = [peak_of(lambda: calibration((p > .5).astype(float), p, n_boot=n))[1] for n in (512, 1536)]
+    assert peaks[1] < peaks[0] + 20e6, peaks
 
 
 @pytest.fixture()
@@ -283,10 +346,13 @@ def test_study_of_one_fold_one_arm_or_without_none(tmp_path):
 
 def test_seeds_are_averaged_on_the_same_replicates(tmp_path):
     s = read_study(example_study(tmp_path / 'seeds', 150, seeds=(1, 2)))
-    row, grid = summarise(s, 30)['arms'].iloc[0], s.grid('none')
+    arms, grid = summarise(s, 30)['arms'], s.grid('none')
+    row = arms.iloc[0]
     fold = s.films(grid[1]).fold.to_numpy()
     each = [[macro_auc(s.targets(grid[1])[fold == f], p[fold == f]).macro for f in grid[1]] for p in s.probs('none', grid)]
     assert grid[0] == (1, 2) and abs(row['mean'] - np.mean(each)) < 1e-12 and abs(row.seed_sd - np.std(np.mean(each, 1), ddof=1)) < 1e-12
+    other = [[macro_auc(s.targets(grid[1])[fold == f], p[fold == f]).macro for f in grid[1]] for p in s.probs('prox', grid)]
+    assert abs(arms.change_seed_sd[1] - np.std(np.subtract(other, each).mean(1), ddof=1)) < 1e-12
     (s.path / 'none/seed2/fold1/done.json').unlink()
     s = read_study(s.path)
     assert s.grid('none') == ((1, 2), (0, 2)) and 'none/seed1/fold1 is finished but left out: not every seed of none has this fold' in s.notes
@@ -357,3 +423,189 @@ def test_runs_dir(tmp_path, monkeypatch):
     assert runs_dir() == tmp_path / 'runs' and str(runs_dir('x')) == 'x'
     monkeypatch.setenv('CXRLG_RUNS', '/elsewhere')
     assert str(runs_dir()) == '/elsewhere'
+
+
+def test_verdict_needs_the_right_interval_for_each_claim():
+    t = lambda d, lo, hi: pd.Series(dict(diff=d, low=lo, high=hi))
+    assert _verdict(t(.002, -.001, .0051), t(.002, 0, .004), .005) == 'equivalent'
+    assert _verdict(t(.010, -.001, .021), t(.010, .001, .019), .005) == 'undecided'
+    assert _verdict(t(.010, .001, .019), t(.010, .002, .018), .005) == 'better'
+    assert _verdict(t(-.010, -.019, -.001), t(-.010, -.018, -.002), .005) == 'worse'
+
+
+# power
+
+def test_parts_of_the_error_are_found():
+    "Known parts: a patient's own chance, a seed's own chance, and training runs that differ"
+    rng, P, S, got = np.random.default_rng(0), 400, 4, []
+    for i in range(30):
+        y = (rng.random((P, 1)) < .4).astype(float)
+        loss = lambda x: (x - y)**2
+        base = np.full((S, P, 1), .5)
+        shift = .02 * rng.normal(size=(1, P, 1)) + .03 * rng.normal(size=(S, P, 1)) + .004 * rng.normal(size=(S, 1, 1))
+        e = paired_error(y, base, .5 - np.where(y == 1, -1, 1) * shift, np.arange(P), n_boot=200, metric='brier', seed=i)
+        got.append([e.shared**2, e.own**2, e.training**2])
+        assert np.isfinite([e.shared, e.own, e.training, e.se()]).all()
+    found = np.sqrt(np.mean(got, 0))
+    assert np.allclose(found, [.02 / 20, .03 / 20, .004], rtol=.25), found
+
+
+def test_standard_error_scales_and_one_seed_knows_no_training():
+    e = PairedError(.01, 100, 2, .01, .02, .003)
+    assert np.isclose(e.se(), np.sqrt(.01**2 + .02**2 / 2 + .003**2 / 2)) and np.isclose(e.se(400, 4), np.sqrt((.01**2 + .02**2 / 4) / 4 + .003**2 / 4))
+    assert np.isclose(e.se(1e12, 1), .003, atol=1e-6) and np.isclose(PairedError(0, 100, 1, .01, 0, np.nan).se(400), .005)
+    y, z, pat = films()
+    one = paired_error(y, z, z.round(), pat, n_boot=100)
+    t = bootstrap(y, z.round(), pat, n_boot=100).mean((1, 2, 3)) - bootstrap(y, z, pat, n_boot=100).mean((1, 2, 3))
+    assert np.isnan(one.training) and one.own == 0 and np.isclose(one.se(), t[1:].std(ddof=1)) and one.patients == 120
+
+
+@pytest.mark.parametrize('gain,margin', [(.01, None), (0, .01), (.004, .01), (-.004, .01), (.03, None)])
+def test_power_is_what_normal_draws_give(gain, margin):
+    e = PairedError(0, 100, 1, .004, 0, np.nan)
+    d = gain + e.se() * np.random.default_rng(0).normal(size=200_000)
+    found = np.abs(d) > norm.ppf(.975) * e.se() if margin is None else np.abs(d) < margin - norm.ppf(.95) * e.se()
+    assert abs(power(e, gain, margin=margin) - found.mean()) < .004
+    n = patients_needed(e, gain, margin=margin)
+    assert power(e, gain, n, margin=margin) >= .8 > power(e, gain, n - 1, margin=margin)
+
+
+def test_detectable_is_the_inverse_of_power():
+    e = PairedError(0, 100, 3, .004, .002, .001)
+    assert abs(power(e, detectable(e, 300, 2), 300, 2) - .8) < 1e-6
+    assert abs(power(e, 0, 300, 2, margin=detectable(e, 300, 2, equivalence=True)) - .8) < 1e-6
+    assert patients_needed(e, .0005, seeds=1) == np.inf and np.isfinite(patients_needed(e, .0005, seeds=100))
+
+
+def test_power_table_of_a_study(study):
+    t = power_table(study, 60)
+    assert t.arm.tolist() == ['prox', 'prox'] and t.positives.tolist() == ['all', '30 or more'] and np.allclose(t.detectable / t.se, norm.ppf(.975) + norm.ppf(.8))
+    assert len(power_table(example_study(study.parent / 'alone', 100, arms=('none',)), 20)) == 0
+
+
+# locked patients
+
+@pytest.fixture()
+def closed(tmp_path): return example_study(tmp_path / 'closed', 300, seeds=(1, 2), locked=.4)
+
+
+def test_locked_ensemble_is_in_the_stated_order(closed):
+    s = read_study(closed)
+    grid, locked = s.grid('prox', locked=True), s.films('locked')
+    assert grid == ((1, 2), (0, 1, 2)) and (locked.fold == -1).all()
+    by_hand = np.stack([np.mean([(expit(c[[f'r:{l}' for l in s.labels]].to_numpy()) + expit(c[[f'rf:{l}' for l in s.labels]].to_numpy())) / 2 for f in range(3) for c in [s.cells['prox', seed, f]['locked']]], 0) for seed in (1, 2)])
+    assert np.allclose(s.locked_probs('prox', grid), by_hand, atol=1e-6)
+    t = locked_table(s, 60).set_index(['positives', 'arm']).loc[('30 or more', 'prox')]
+    y, use = s.targets('locked'), [i for i, l in enumerate(s.labels) if all(30 <= s.targets(f)[l].sum() <= len(s.films(f)) - 30 for f in (s.folds, 'locked'))]
+    auc = lambda p: np.mean([roc_auc_score(y.iloc[:, i], p[:, i]) for i in use])
+    assert t.labels == len(use) and abs(t.locked - np.mean([auc(p) for p in by_hand.astype(np.float32)])) < 1e-6 and abs(t.all_seeds - auc(by_hand.mean(0))) < 1e-5
+    assert (t.films, t.patients) == (len(locked), locked.patient.nunique()) == (len(locked), 120)
+
+
+def test_locked_intervals_are_those_of_independent_patients(closed):
+    t = locked_table(closed, 2000).set_index(['positives', 'arm']).loc[('30 or more', 'none')]
+    width = lambda lo, hi: t[hi] - t[lo]
+    assert np.isclose(width('difference_low', 'difference_high'), np.hypot(width('low', 'high'), width('oof_low', 'oof_high')), rtol=.08)
+    s = read_study(closed)
+    p = s.locked_probs('none', s.grid('none', locked=True))
+    own = auc_interval(s.targets('locked'), p, s.films('locked').patient, n_boot=2000, seed=[0, 1], labels=s.labels)
+    use = [i for i, l in enumerate(s.labels) if all(30 <= s.targets(f)[l].sum() <= len(s.films(f)) - 30 for f in (s.folds, 'locked'))]
+    assert np.isclose(own.auc.iloc[use].mean(), t.locked, atol=1e-12)
+
+
+def test_locked_arms_are_paired(closed):
+    t = locked_table(closed, 300).set_index(['positives', 'arm'])
+    s = read_study(closed)
+    grid = s.grid('none', 'prox', locked=True)
+    expect = paired_bootstrap(s.targets('locked'), *(s.locked_probs(a, grid) for a in ('none', 'prox')), s.films('locked').patient, n_boot=300, seed=[0, 1]).loc['macro']
+    row = t.loc[('all', 'prox')]
+    assert np.allclose([row.change, row.change_low, row.change_high, row.p], [expect['diff'], expect.low, expect.high, expect.p], atol=1e-12)
+    assert row.verdict in ('equivalent', 'better', 'worse', 'undecided') and pd.isna(t.loc[('all', 'none')].change)
+
+
+def test_locked_section_of_the_report(closed, study):
+    s = read_study(closed)
+    t = summarise(s, 40)
+    f = study_figures(s, t)
+    html = write_report(s, t, f, n_boot=40).read_text()
+    js, csv = json.loads((closed / 'results.json').read_text()), pd.read_csv(closed / 'results.csv')
+    assert 'Locked patients (simulated)</h2>' in html and 'an ensemble, which tends to be better' in html and html.count('<img') == 7 and 'scored once' in html
+    assert [r['arm'] for r in js['locked']] == ['none', 'prox'] * 2 and np.allclose(csv.locked, [r['locked'] for r in js['locked'][:2]], atol=1e-6)
+    assert t['prevalence'].locked.sum() == (s.targets('locked') == 1).sum().sum() and 'locked, scored by the ensembles' in t['flow'].part.tolist()
+    assert set(t['locked_calibration'].probabilities) == {'as predicted', 'scaled'} and set(t['locked_labels'].arm) == {'none', 'prox'}
+    assert plot_locked(t['locked']).axes
+    html = write_report(study, n_boot=20, figures={}).read_text()
+    assert 'Locked patients' not in html and json.loads((study / 'results.json').read_text())['locked'] == [] and 'locked' not in pd.read_csv(study / 'results.csv')
+
+
+def test_locked_films_that_some_folds_have_not_scored(closed):
+    (closed / 'prox/seed2/fold1/locked.parquet').unlink()
+    s = read_study(closed)
+    assert s.notes == ['prox/seed2/fold1 has not scored the locked films: run the study again'] and s.grid('prox', locked=True) == ((1, 2), (0, 2)) and s.grid('prox') == ((1, 2), (0, 1, 2))
+    t = locked_table(s, 20).set_index(['positives', 'arm'])
+    assert t.folds['all', 'none'] == 3 and t.folds['all', 'prox'] == 2 and np.isfinite(t.change['all', 'prox'])
+    for f in closed.glob('prox/seed*/fold*/locked.parquet'): f.unlink()
+    t = locked_table(closed, 20).set_index(['positives', 'arm'])
+    assert np.isfinite(t.locked['all', 'none']) and np.isnan(t.locked['all', 'prox'])
+    assert write_report(closed, n_boot=20, figures={}).exists()
+
+
+def test_locked_patient_in_a_fold_is_said_and_not_scored(closed):
+    patient = pd.read_parquet(closed / 'none/seed1/fold0/oof.parquet').patient[0]
+    for f in closed.glob('*/seed*/fold*/locked.parquet'): change(f, lambda t: t.assign(patient=[patient, *t.patient[1:]]))
+    s = read_study(closed)
+    assert not s.has_locked and s.notes == [f'1 patients of the locked films have films in the folds too, for example {patient}: the locked films are left out'] and len(locked_table(s, 10)) == 0
+
+
+@pytest.mark.parametrize('damage,text', [
+    (lambda f: change(f, lambda t: t.iloc[1:]), 'different locked films'),
+    (lambda f: change(f, lambda t: t.assign(**{'rf:Edema': np.inf})), 'NaN or infinite logits'),
+    (lambda f: change(f, lambda t: t.drop(columns='z:Edema')), 'has no column z:Edema'),
+    (lambda f: change(f, lambda t: t.drop(columns=[c for c in t if c.endswith(':Edema')])), 'has labels'),
+    (lambda f: f.write_bytes(b'PAR1'), 'cannot be read'),
+])
+def test_damaged_locked_file_is_named_in_one_line(closed, damage, text):
+    damage(closed / 'prox/seed2/fold1/locked.parquet')
+    with pytest.raises(DataError, match=text) as e: read_study(closed)
+    assert 'fold1' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_locked_without_a_film_counts_as_none(closed):
+    for f in closed.glob('*/seed*/fold*/locked.parquet'): change(f, lambda t: t.iloc[:0])
+    assert not read_study(closed).has_locked
+
+
+# calibration for prediction, flow, audit
+
+def test_calibration_file(closed):
+    write_report(closed, n_boot=10, figures={})
+    js, s = json.loads((closed / 'calibration.json').read_text()), read_study(closed)
+    assert list(js) == ['none', 'prox'] and all(list(v) == s.labels and all(set(x) == {'temperature', 'bias'} for x in v.values()) for v in js.values())
+    p = s.probs('prox', s.grid('prox')).astype(float).mean(0)
+    expect = fit_temperature(s.targets(s.folds), logit(p), s.labels)
+    assert np.allclose(pd.DataFrame(js['prox']).T[['temperature', 'bias']], expect, rtol=1e-4, atol=1e-4)
+    assert not list(closed.glob('*.tmp-*'))
+    scale = fit_calibration(s)
+    q = rescaled(p, scale[scale.arm == 'prox'])
+    assert np.allclose(q, expit(logit(p) / expect.temperature.to_numpy() + expect.bias.to_numpy()), atol=1e-4) and np.isfinite(rescaled(np.array([[0.] * 6, [1.] * 6]), expect)).all()
+
+
+def test_flow_and_audit_are_told(study):
+    (study / 'flow.json').write_text(json.dumps(dict(left_out=7)))
+    (study / 'problems.csv').write_text('severity,check,rows,n,what,do\nwarning,near black,"[3, 4]",2,2 films are near black,look at them\n')
+    t = summarise(study, 10)
+    flow = t['flow'].set_index('part').films
+    assert flow['listed'] == flow['all'] + 7 and flow['left out when read: no file'] == 7 and t['flow'].part.tolist()[:3] == ['listed', 'left out when read: no file', 'all']
+    html = write_report(study, t, {}).read_text()
+    assert '2 films are near black' in html
+    (study / 'problems.csv').write_text('severity,check,rows,n,what,do\n')
+    assert 'found nothing to report' in write_report(study, t, {}).read_text()
+    (study / 'problems.csv').write_text('')
+    with pytest.raises(DataError, match='problems.csv cannot be read'): write_report(study, t, {})
+
+
+def test_results_json_holds_every_table_of_the_page(study):
+    html, js = write_report(study, n_boot=20, figures={}).read_text(), json.loads((study / 'results.json').read_text())
+    assert {'parameters', 'environment', 'headline', 'delong', 'power', 'scale'} <= set(js) and all(line.replace("'", '&#39;') in html for line in js['headline'])
+    assert all(p['parameter'] in html for p in js['parameters'])
+    assert re.search(r'viewport', html) and html.count('<h2') >= 10
