@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CORRECTIONS', 'MARGINS', 'Outputs', 'oof_outputs', 'permute_labels', 'ising_graph', 'fit_scale', 'fit_form',
-           'fit_chosen', 'fit_placebo', 'fit_stacking', 'fit_ising', 'nested', 'Controls', 'coupling_controls',
-           'plot_changes', 'plot_label_changes', 'plot_learned', 'locked_outputs', 'confirm', 'save_outputs',
-           'load_outputs']
+           'fit_chosen', 'fit_placebo', 'fit_stacking', 'fit_ising', 'by_view', 'nested', 'Controls',
+           'coupling_controls', 'plot_changes', 'plot_label_changes', 'plot_learned', 'locked_outputs', 'confirm',
+           'save_outputs', 'load_outputs']
 
 # %% ../nbs/06a_controls.ipynb #f17e0e60
 import json
@@ -26,7 +26,7 @@ from .data import DataError, atomic_write
 from .eval import Study, bootstrap, fit_temperature, holm
 from .graph import CouplingFit, coupling_path, cv_couplings, edge_agreement, fit_couplings
 
-# %% ../nbs/06a_controls.ipynb #1e23c234
+# %% ../nbs/06a_controls.ipynb #ffe159e0
 @dataclass
 class Outputs:
     "Out-of-fold logits of one arm, and what is needed to judge a correction of them"
@@ -36,14 +36,16 @@ class Outputs:
     folds:np.ndarray # [n] fold that held the film out
     labels:list # names of the L findings
     arms:dict = field(default_factory=dict) # name -> [S, n, L] logits of other trained arms, same films and seeds
+    context:np.ndarray = None # [n] view of each film, or None: what the `by_view` corrections depend on
 
     def __post_init__(self):
         self.targets, self.logits = np.asarray(self.targets, float), np.asarray(self.logits, float)
         if self.logits.ndim == 2: self.logits = self.logits[None]
         if self.logits.ndim != 3 or self.logits.shape[1:] != self.targets.shape: raise DataError(f'targets have shape {self.targets.shape} and logits {self.logits.shape}: they must agree in films and labels')
-        for name, x in (('patients', self.patients), ('folds', self.folds)):
-            if len(x) != len(self.targets): raise DataError(f'{len(x)} {name} for {len(self.targets)} films: give one a film')
+        for name, x in (('patients', self.patients), ('folds', self.folds), ('context', self.context)):
+            if x is not None and len(x) != len(self.targets): raise DataError(f'{len(x)} {name} for {len(self.targets)} films: give one a film')
         self.patients, self.folds = np.asarray(self.patients), np.asarray(self.folds)
+        if self.context is not None: self.context = np.asarray(self.context).astype(str)
 
 def oof_outputs(
     study:Study, # from `read_study`
@@ -55,7 +57,7 @@ def oof_outputs(
     if not grid[0]: raise DataError(f'{study.path}: its arms share no seed and fold: train the missing ones with cxrlg_study')
     films, safe = study.films(grid[1]), lambda p: logit(np.clip(p.astype(float), 1e-12, 1 - 1e-12))
     return Outputs(study.targets(grid[1]).to_numpy(), safe(study.probs(arm, grid)), films.patient.to_numpy(), films.fold.to_numpy(), study.labels,
-                   {a: safe(study.probs(a, grid)) for a in study.arms if a != arm})
+                   {a: safe(study.probs(a, grid)) for a in study.arms if a != arm}, films.view.fillna('unknown').to_numpy() if 'view' in films else None)
 
 # %% ../nbs/06a_controls.ipynb #55be83ae
 def permute_labels(
@@ -83,7 +85,7 @@ def ising_graph(
     known = np.maximum((~np.isnan(y)).sum(0), 1)
     return fit_couplings(np.zeros_like(y), y, lam, alpha=1., groups=groups, symmetric=True, message=np.where(np.isnan(y), np.nansum(y, 0) / known, y), **kwargs)
 
-# %% ../nbs/06a_controls.ipynb #aa1dc4d0
+# %% ../nbs/06a_controls.ipynb #10808a6d
 _FORMS = dict(couplings=dict(), logit=dict(message='logit'), symmetric=dict(symmetric=True))
 
 def _fit_form(z, y, groups, form, lam, cv):
@@ -155,10 +157,34 @@ def fit_ising(z, y, groups, seed=42):
     v = minimize(loss, np.r_[np.ones(L), np.zeros(L + 1)], jac=True, method='L-BFGS-B', bounds=[(.01, 100)] * L + [(-30, 30)] * L + [(None, None)], options=dict(maxiter=2000)).x
     return lambda new: new * v[:L] + v[L:2*L] + v[-1] * (expit(new) @ W - m0), pd.DataFrame(v[-1] * W)
 
-CORRECTIONS = dict(scale=fit_scale, couplings=fit_form(), couplings_min=fit_form(lam='min'), logit=fit_form('logit'), symmetric=fit_form('symmetric'),
-                   chosen=fit_chosen, placebo=fit_placebo, stacking=fit_stacking, ising=fit_ising)
+def by_view(how):
+    "A correction fitted to each value of the context by itself; a value of fewer than 50 patients gets the common one"
+    def fit(z, y, groups, context, seed=42):
+        many = [c for c in np.unique(context) if len(set(groups[context == c])) >= 50]
+        parts = {c: CORRECTIONS[how](z[context == c], y[context == c], groups[context == c], seed=seed) for c in many}
+        common = CORRECTIONS[how](z, y, groups, seed=seed)[0]
+        def apply(new, context):
+            out = common(new)
+            for c, (f, _) in parts.items(): out[..., context == c, :] = f(new[..., context == c, :])
+            return out
+        return apply, {c: fitted for c, (_, fitted) in parts.items()}
+    fit.needs_context = True
+    return fit
 
-# %% ../nbs/06a_controls.ipynb #3dc53fd5
+CORRECTIONS = dict(scale=fit_scale, couplings=fit_form(), couplings_min=fit_form(lam='min'), logit=fit_form('logit'), symmetric=fit_form('symmetric'),
+                   chosen=fit_chosen, placebo=fit_placebo, stacking=fit_stacking, ising=fit_ising, scale_by_view=by_view('scale'), couplings_by_view=by_view('couplings'))
+
+# %% ../nbs/06a_controls.ipynb #0bc45ead
+def _view(how, context, rows=slice(None)):
+    "The further argument of a correction that looks at the context"
+    if not getattr(how, 'needs_context', False): return ()
+    if context is None: raise DataError('this correction needs the view of each film: give Outputs a context')
+    return (context[rows],)
+
+def _fit(how, z, out, rows, seed):
+    "Fit a correction to some films"
+    return how(z, out.targets[rows], out.patients[rows], *_view(how, out.context, rows), seed=seed)
+
 def nested(
     out:Outputs, # out-of-fold logits
     how, # a correction, or the name of one of `CORRECTIONS`
@@ -170,11 +196,11 @@ def nested(
     for s, z in enumerate(out.logits):
         for k in np.unique(out.folds):
             rest, here = out.folds != k, out.folds == k
-            apply, fitted[s, int(k)] = how(z[rest], out.targets[rest], out.patients[rest], seed=seed)
-            new[s, here] = apply(z[here])
+            apply, fitted[s, int(k)] = _fit(how, z[rest], out, rest, seed)
+            new[s, here] = apply(z[here], *_view(how, out.context, here))
     return new, fitted
 
-# %% ../nbs/06a_controls.ipynb #165ab8f6
+# %% ../nbs/06a_controls.ipynb #3a225348
 def _per_label(out, z, metric, n_boot, seed):
     "Metric [1 + n_boot, S, K, L] in the sample and in each replicate"
     return bootstrap(out.targets, expit(z) if metric in ('log_loss', 'brier') else z, out.patients, out.folds, metric, n_boot, seed, out.labels)
@@ -221,9 +247,11 @@ def _judge(out, scores, judged, metrics, margins, n_boot, seed):
     cols, rows, labels, folds = [out.labels.index(l) for l in judged], [], [], []
     part = Outputs(out.targets[:, cols], out.logits[..., cols], out.patients, out.folds, judged)
     for metric in metrics:
-        base = _per_label(part, scores['none'][..., cols], metric, n_boot, seed)
+        bases = {a: _per_label(part, scores[a][..., cols], metric, n_boot, seed) for a in ('none', 'scale') if a in scores and (a == 'none' or metric == 'log_loss')}
         for arm, z in scores.items():
             if arm == 'none': continue
+            against = 'scale' if arm in CORRECTIONS and arm != 'scale' and 'scale' in bases else 'none'
+            base = bases[against]
             reps = _per_label(part, z[..., cols], metric, n_boot, seed)
             macro = [_quiet_mean(o, 3) for o in (base, reps)]
             d = _quiet_mean(_quiet_mean(macro[1], 2), 1) - _quiet_mean(_quiet_mean(macro[0], 2), 1)
@@ -232,7 +260,7 @@ def _judge(out, scores, judged, metrics, margins, n_boot, seed):
             cell = macro[1][0].reshape(many, len(part.logits), -1).mean(0) - macro[0][0]
             p, p_equal = _p_values(d[1:], margins[metric])
             up = (cell > 0) if metric != 'log_loss' else (cell < 0)
-            rows.append(dict(arm=arm, metric=metric, none=_quiet_mean(_quiet_mean(macro[0], 2), 1)[0], change=d[0], low=np.quantile(d[1:], .025), high=np.quantile(d[1:], .975), seed_sd=cell.mean(1).std(ddof=1) if len(cell) > 1 else np.nan,
+            rows.append(dict(arm=arm, metric=metric, against=against, before=_quiet_mean(_quiet_mean(macro[0], 2), 1)[0], change=d[0], low=np.quantile(d[1:], .025), high=np.quantile(d[1:], .975), seed_sd=cell.mean(1).std(ddof=1) if len(cell) > 1 else np.nan,
                              up=f'{int(up.sum())} of {cell.size}', p=p, p_equal=p_equal, detectable=2.8 * d[1:].std(ddof=1)))
             if metric != 'auc': continue
             each = _quiet_mean(_quiet_mean(reps, 2), 1) - _quiet_mean(_quiet_mean(base, 2), 1)
@@ -241,10 +269,16 @@ def _judge(out, scores, judged, metrics, margins, n_boot, seed):
     table = pd.concat([_verdicts(g, margins[m]) for m, g in pd.DataFrame(rows).groupby('metric', sort=False)], ignore_index=True)
     return table, pd.DataFrame(labels), pd.DataFrame(folds)
 
+def _all_arms(out):
+    "Corrections that these outputs allow"
+    varied = out.context is not None and len(set(out.context)) > 1
+    return [a for a, how in CORRECTIONS.items() if varied or not getattr(how, 'needs_context', False)]
+
 def coupling_controls(
     study, # a `Study` from `read_study`, or `Outputs`
-    arms=tuple(CORRECTIONS), # corrections to fit
+    arms=None, # corrections to fit; all of `CORRECTIONS` by default, the `by_view` ones where films have a view
     min_pos:int=30, # fewest positives and negatives of a label that is judged
+    judged=None, # names of the labels to judge, in place of those with `min_pos`
     n_placebo:int=5, # draws of permuted labels
     metrics=('auc', 'ap', 'log_loss'), # what is compared
     margins:dict=None, # margin of equivalence of each metric, set beforehand; `MARGINS` by default
@@ -254,9 +288,10 @@ def coupling_controls(
 ) -> Controls: # with the study's trained arms beside the corrections
     "Fit couplings and their controls on out-of-fold logits, nested in the folds, and compare them in one table"
     out = oof_outputs(study) if isinstance(study, Study) else study
+    arms = _all_arms(out) if arms is None else arms
     if unknown := [a for a in arms if a not in CORRECTIONS]: raise DataError(f'there is no correction {unknown[0]!r}: choose among {", ".join(CORRECTIONS)}')
     count = [int(min((c == 1).sum(), (c == 0).sum())) for c in out.targets.T]
-    judged = [l for l, n in zip(out.labels, count) if n >= min_pos]
+    judged = judged or [l for l, n in zip(out.labels, count) if n >= min_pos]
     if not judged: raise DataError(f'no label has {min_pos} positives and negatives (the most is {max(count)}): lower min_pos')
     scores, fitted = {'none': out.logits} | out.arms, {}
     for arm in tqdm(arms, desc='corrections', unit='arm', disable=not bar, leave=False):
@@ -264,7 +299,7 @@ def coupling_controls(
         scores[arm], fitted[arm] = np.concatenate([d[0] for d in draws]), {(s + r * len(out.logits), k): f for r, d in enumerate(draws) for (s, k), f in d[1].items()}
     table, labels, folds = _judge(out, scores, judged, metrics, MARGINS | (margins or {}), n_boot, seed)
     edges = {a: np.mean([f.nonzero for f in fits.values()]) for a, fits in fitted.items() if all(isinstance(f, CouplingFit) for f in fits.values())}
-    table.insert(2, 'edges', table.arm.map(edges))
+    table.insert(3, 'edges', table.arm.map(edges))
     return Controls(table, labels, folds, scores, fitted, judged)
 
 # %% ../nbs/06a_controls.ipynb #07998974
@@ -320,11 +355,11 @@ def plot_learned(
     ax.set(xlabel='labels alone (log odds)', ylabel='learned A (logits per unit of alpha x message)', title=title)
     return ax
 
-# %% ../nbs/06a_controls.ipynb #8069c61b
+# %% ../nbs/06a_controls.ipynb #885d4fef
 def locked_outputs(
     study:Study, # from `read_study`, with locked patients scored
     arm:str='none', # the arm to correct
-) -> tuple: # targets [n, L], logits [S, K, n, L] of each seed and fold, patients [n]
+) -> tuple: # targets [n, L], logits [S, K, n, L] of each seed and fold, patients [n], views [n] or None
     "The locked patients' logits of each fold's model, flips averaged"
     seeds, folds = study.grid(*study.arms)
     frames = {(s, k): study.cells[arm, s, k].get('locked') for s in seeds for k in folds}
@@ -332,14 +367,16 @@ def locked_outputs(
     first = next(iter(frames.values()))
     part = lambda f, kind: expit(f[[f'{kind}:{l}' for l in study.labels]].to_numpy(float))
     p = np.array([[(part(frames[s, k], 'r') + part(frames[s, k], 'rf')) / 2 for k in folds] for s in seeds])
-    return first[[f'y:{l}' for l in study.labels]].to_numpy(float), logit(np.clip(p, 1e-12, 1 - 1e-12)), first.patient.to_numpy()
+    view = first.view.fillna('unknown').to_numpy().astype(str) if 'view' in first else None
+    return first[[f'y:{l}' for l in study.labels]].to_numpy(float), logit(np.clip(p, 1e-12, 1 - 1e-12)), first.patient.to_numpy(), view
 
 def confirm(
     out:Outputs, # out-of-fold logits: what corrections are fitted on
     targets, # [n, L] of the locked films
     logits, # [S, K, n, L] logits of the locked films, a layer a seed and fold's model
     patients, # [n] patient of each locked film
-    arms=('scale', 'couplings', 'logit', 'symmetric', 'chosen', 'stacking', 'ising'), # corrections
+    context=None, # [n] view of each locked film, for the `by_view` corrections
+    arms=None, # corrections; all but the placebo by default
     judged=None, # labels to judge; by default those with `min_pos` in both sets
     min_pos:int=30, # fewest positives and negatives of a judged label
     metrics=('auc', 'ap', 'log_loss'), # what is compared
@@ -351,15 +388,17 @@ def confirm(
     y, z = np.asarray(targets, float), np.asarray(logits, float)
     if set(np.asarray(patients)) & set(out.patients): raise DataError(f'{len(set(np.asarray(patients)) & set(out.patients))} locked patients are in the folds as well: nothing can be confirmed on them')
     mean = lambda x: logit(np.clip(expit(x).mean(1), 1e-12, 1 - 1e-12))
-    scores = {'none': mean(z)}
-    for arm in arms: scores[arm] = mean(np.array([CORRECTIONS[arm](out.logits[s], out.targets, out.patients, seed=seed)[0](z[s]) for s in range(len(z))]))
+    scores, context = {'none': mean(z)}, None if context is None else np.asarray(context).astype(str)
+    for arm in arms or [a for a in _all_arms(out) if a != 'placebo']:
+        fits = [_fit(CORRECTIONS[arm], out.logits[s], out, slice(None), seed)[0] for s in range(len(z))]
+        scores[arm] = mean(np.array([f(z[s], *_view(CORRECTIONS[arm], context)) for s, f in enumerate(fits)]))
     ok = lambda c: min((c == 1).sum(), (c == 0).sum()) >= min_pos
     judged = judged or [l for l, a, b in zip(out.labels, y.T, out.targets.T) if ok(a) and ok(b)]
     if not judged: raise DataError(f'no label has {min_pos} positives and negatives among the locked films: lower min_pos')
     locked = Outputs(y, scores['none'], patients, np.zeros(len(y), int), out.labels)
     return _judge(locked, scores, judged, metrics, MARGINS | (margins or {}), n_boot, seed)[0]
 
-# %% ../nbs/06a_controls.ipynb #f686b455
+# %% ../nbs/06a_controls.ipynb #9a05f8ee
 def save_outputs(
     out:Outputs, # out-of-fold logits and targets
     path, # `.npz` file to write, whole or not at all
@@ -371,17 +410,20 @@ def save_outputs(
     patients = pd.factorize(np.concatenate([np.asarray(out.patients).astype(str), np.asarray(locked[2] if locked else [], dtype=str)]))[0].astype(np.int32)
     parts = dict(labels=json.dumps(out.labels), targets=known(out.targets), logits=whole(out.logits), patients=patients[:len(out.patients)], folds=out.folds.astype(np.int8))
     parts |= {f'arm:{a}': whole(z) for a, z in out.arms.items()} | {f'more:{k}': v for k, v in more.items()}
+    if out.context is not None: parts |= dict(context=json.dumps(list(out.context)))
     if locked: parts |= dict(locked_targets=known(locked[0]), locked_logits=whole(locked[1]), locked_patients=patients[len(out.patients):])
+    if locked and len(locked) > 3 and locked[3] is not None: parts |= dict(locked_context=json.dumps(list(locked[3])))
     with atomic_write(path) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, **parts)
 
 def load_outputs(
     path, # file that `save_outputs` wrote
-) -> tuple: # Outputs; targets, logits and patients of the locked films, or None; dict of what else was kept
+) -> tuple: # Outputs; targets, logits, patients and views of the locked films, or None; dict of what else was kept
     "Read what `save_outputs` wrote"
     try:
         with np.load(Path(path), allow_pickle=False) as f: d = dict(f)
+        view = lambda k: np.array(json.loads(str(d[k]))) if k in d else None
         real, y = lambda z: z.astype(float) / 1024, lambda t: np.where(t < 0, np.nan, t).astype(float)
-        out = Outputs(y(d['targets']), real(d['logits']), d['patients'], d['folds'], json.loads(str(d['labels'])), {k[4:]: real(v) for k, v in d.items() if k.startswith('arm:')})
-        locked = (y(d['locked_targets']), real(d['locked_logits']), d['locked_patients']) if 'locked_logits' in d else None
+        out = Outputs(y(d['targets']), real(d['logits']), d['patients'], d['folds'], json.loads(str(d['labels'])), {k[4:]: real(v) for k, v in d.items() if k.startswith('arm:')}, view('context'))
+        locked = (y(d['locked_targets']), real(d['locked_logits']), d['locked_patients'], view('locked_context')) if 'locked_logits' in d else None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e: raise DataError(f'{path} is not a file of save_outputs, or is damaged: {str(e).splitlines()[0][:150]}') from e
     return out, locked, {k[5:]: v for k, v in d.items() if k.startswith('more:')}

@@ -114,20 +114,20 @@ def soft_threshold(
     "The proximal map of `t * sum|a|`"
     return torch.sign(a) * (a.abs() - t).clamp(min=0)
 
-# %% ../nbs/04_graph.ipynb #b5393a0c
+# %% ../nbs/04_graph.ipynb #83fc586b
 class GraphL1(Callback):
     "L1 penalty on the couplings of a `LabelGraph`: by sub-gradient ('l1') or by proximal steps ('prox')"
     order, run_valid = MixedPrecision.order + 0.5, False
     def __init__(self,
         lam:float=None, # penalty, in loss per unit of |A|, for a loss that is a mean over elements; or give `share`
         mode:str='prox', # 'prox': exact zeros, A moved by this callback; 'l1': as published, A moved by the optimizer
-        share:float=None, # penalty as a share of the running lam_max; 0.2 when neither is given
+        share:float=None, # penalty as a share of the running lam_max; 0.35 when neither is given
         step:float=0.3, # 'prox': length of a step, as a share of a full one; between 0 and 1
         memory:float=3., # k of the running means: larger forgets sooner
     ):
         if mode not in ('l1', 'prox'): raise ValueError(f"mode={mode!r}: use 'l1' or 'prox'")
         if lam is not None and share is not None: raise ValueError(f'lam={lam} and share={share}: give one of the two')
-        if lam is None and share is None: share = 0.2
+        if lam is None and share is None: share = 0.35
         if min(o for o in (lam, share) if o is not None) < 0: raise ValueError(f'lam={lam}, share={share}: a penalty is not negative')
         if not 0 < step <= 1: raise ValueError(f'step={step}: a step lies above 0 and at most at 1')
         self.given, self.mode, self.share, self.step_size, self.memory = lam, mode, share, step, memory

@@ -56,14 +56,22 @@ def _named_like(state, model):
     if [tuple(v.shape) for v in own.values()] == [tuple(v.shape) for v in state.values()]: return dict(zip(own, state.values()))
     raise DataError(f'weights: none of the {len(state)} tensors has a name of {type(model).__name__}, nor do the shapes agree in order')
 
-# %% ../nbs/02_model.ipynb #ba688a70
+# %% ../nbs/02_model.ipynb #a771cb34
+def _zero_head(backbone):
+    "A new last layer on pretrained features starts at zero: every probability one half"
+    for p in backbone.get_classifier().parameters(): nn.init.zeros_(p)
+    return backbone
+
+# %% ../nbs/02_model.ipynb #0238e9cf
 def _backbone(arch, n_labels, in_chans, pretrained, weights, drop_rate, arch_args):
     "A timm model with `n_labels` outputs, its weights random, from timm's hub, or from a local file"
     args = dict(num_classes=n_labels, in_chans=in_chans, drop_rate=drop_rate, **arch_args)
     if weights:
         state = _named_like(_read_weights(weights), timm.create_model(_timm_name(arch), **arch_args))
-        return timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state), **args)
-    try: return timm.create_model(_timm_name(arch), pretrained=pretrained, **args)
+        return _zero_head(timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=dict(state_dict=state), **args))
+    try:
+        model = timm.create_model(_timm_name(arch), pretrained=pretrained, **args)
+        return _zero_head(model) if pretrained else model
     except (OSError, RuntimeError) as e:
         if not pretrained: raise
         raise DataError(f"no pretrained weights for {arch!r} could be fetched ({type(e).__name__}): without a network, give a local file "

@@ -14,7 +14,7 @@ from cxrlg.graph import planted_logits
 @pytest.fixture(scope='module')
 def out():
     y, z, patients = simulate(500, [.3, .2, .1, .25], [1.5, 1.2, 1.8, 1.], seed=5)
-    return Outputs(y, np.stack([z, z + .3*np.random.default_rng(0).normal(size=z.shape)]), patients, patients % 3, list('ABCD'))
+    return Outputs(y, np.stack([z, z + .3*np.random.default_rng(0).normal(size=z.shape)]), patients, patients % 3, list('ABCD'), context=np.where(patients % 2, 'AP', 'PA'))
 
 
 def test_scale_changes_no_auc_and_stays_in_its_fold(out):
@@ -30,10 +30,10 @@ def test_scale_changes_no_auc_and_stays_in_its_fold(out):
 @pytest.mark.parametrize('name', sorted(CORRECTIONS))
 def test_a_fold_is_corrected_without_its_own_targets(out, name):
     "Nesting: changing the targets of a fold changes nothing in its own corrected logits"
-    small = Outputs(out.targets, out.logits[:1], out.patients, out.folds, out.labels)
+    small = Outputs(out.targets, out.logits[:1], out.patients, out.folds, out.labels, context=out.context)
     here, other = out.folds == 1, np.array(out.targets)
     other[here] = 1 - other[here]
-    changed = Outputs(other, out.logits[:1], out.patients, out.folds, out.labels)
+    changed = Outputs(other, out.logits[:1], out.patients, out.folds, out.labels, context=out.context)
     a, b = nested(small, name)[0], nested(changed, name)[0]
     assert np.array_equal(a[:, here], b[:, here])
     if name != 'scale': assert np.isfinite(b).all()
@@ -43,7 +43,7 @@ def test_the_table_is_the_mean_over_folds_and_seeds(out):
     c = coupling_controls(out, arms=('scale', 'stacking'), n_boot=200, bar=False)
     t = c.table[c.table.metric == 'auc'].set_index('arm')
     auc = lambda z: np.mean([[np.mean([roc_auc_score(out.targets[out.folds == k, j], z[s, out.folds == k, j]) for j in range(4)]) for k in range(3)] for s in range(2)])
-    assert t.none['stacking'] == pytest.approx(auc(out.logits), abs=1e-12)
+    assert t.before['stacking'] == pytest.approx(auc(out.logits), abs=1e-12)
     assert t.change['stacking'] == pytest.approx(auc(c.scores['stacking']) - auc(out.logits), abs=1e-12)
     assert (t.loc['scale', ['change', 'low', 'high', 'seed_sd']] == 0).all() and t.verdict['scale'] == 'equivalent'
     cells = c.folds[c.folds.arm == 'stacking']
@@ -94,9 +94,11 @@ def test_every_correction_is_finite_on_hard_input(change):
     if change == 'huge logits': z = z*1e4
     if change == 'unknown targets': y[::3, 1] = np.nan
     if change == 'one label': z, y = z[:, :1], y[:, :1]
+    view = np.where(patients < 10, 'few', np.where(patients % 2, 'AP', 'PA'))
     for name, how in CORRECTIONS.items():
-        apply, what = how(z, y, patients)
-        assert np.isfinite(apply(z)).all(), name
+        seen = (view,) if getattr(how, 'needs_context', False) else ()
+        apply, what = how(z, y, patients, *seen)
+        assert np.isfinite(apply(z, *seen)).all(), name
         assert np.isfinite(getattr(what, 'A', np.zeros(1))).all(), name
 
 
@@ -108,14 +110,27 @@ def test_refusals(out):
     with pytest.raises(DataError, match='locked patients are in the folds'): confirm(out, out.targets, out.logits[:, None], out.patients)
 
 
+def test_views_are_corrected_apart():
+    "Scale by view equals the scale fitted to that view alone; an unseen or rare view gets the common one"
+    y, z, patients = simulate(300, [.3, .2], 1.5, seed=4)
+    view = np.where(patients < 10, 'few', np.where(patients % 2, 'AP', 'PA'))
+    apply, fitted = CORRECTIONS['scale_by_view'](z, y, patients, view)
+    new = apply(z, view)
+    for v in ('AP', 'PA'): assert np.array_equal(new[view == v], CORRECTIONS['scale'](z[view == v], y[view == v], patients[view == v])[0](z[view == v]))
+    common = CORRECTIONS['scale'](z, y, patients)[0](z)
+    assert np.array_equal(new[view == 'few'], common[view == 'few']) and set(fitted) == {'AP', 'PA'}
+    assert np.array_equal(apply(z, np.full(len(z), 'new')), common)
+
+
 def test_saved_outputs_come_back_and_judge_alike(out, tmp_path):
     "Logits are kept to 1/1024: the AUC moves by less than its rounding matters"
     y, z, patients = simulate(80, [.3, .2, .1, .25], 1.5, seed=9)
-    locked = (y, np.stack([z, z])[:, None], patients + 10_000)
+    locked = (y, np.stack([z, z])[:, None], patients + 10_000, np.where(patients % 2, 'AP', 'PA'))
     save_outputs(out, tmp_path/'o.npz', locked, note='test')
     back, held, more = load_outputs(tmp_path/'o.npz')
     assert np.abs(back.logits - out.logits).max() <= .5/1024 + 1e-9 and np.array_equal(back.targets, out.targets, equal_nan=True)
     assert (pd.factorize(back.patients)[0] == pd.factorize(out.patients)[0]).all() and back.labels == out.labels and str(more['note']) == 'test'
+    assert list(back.context) == list(out.context) and list(held[3]) == list(locked[3])
     assert held[1].shape == locked[1].shape and not set(held[2]) & set(back.patients)
     for j in range(4): assert abs(roc_auc_score(out.targets[:, j], back.logits[0, :, j]) - roc_auc_score(out.targets[:, j], out.logits[0, :, j])) < 1e-4
     (tmp_path/'bad.npz').write_bytes(b'nothing')
