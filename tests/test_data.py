@@ -383,6 +383,86 @@ def test_wrong_films(tmp_path, name):
     assert str(path) in str(e.value) and message in str(e.value) and '\n' not in str(e.value)
 
 
+LOSSLESS = ['RLELossless', 'JPEGLosslessProcess14', 'JPEGLosslessProcess14_1', 'JPEGLSLossless', 'JPEG2000Lossless', 'DeflatedExplicitVRLittleEndian']
+LOSSY = ['JPEGBaselineProcess1', 'JPEGExtendedProcess2_4', 'JPEGLSNearLossless', 'JPEG2000']
+
+
+def transcode(source, target, syntax):
+    "Compress a DICOM file with GDCM; False where the syntax has no room for that many bits"
+    gdcm = pytest.importorskip('gdcm')
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(source)); assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax))); change.SetInput(reader.GetImage())
+    if not change.Change(): return False
+    writer.SetFileName(str(target)); writer.SetFile(reader.GetFile()); writer.SetImage(change.GetOutput())
+    return writer.Write()
+
+
+def drawn(bits, size=96): return (ramp(size).astype(float) ** 1.5 / 255 ** 1.5 * (2 ** bits - 1)).round()
+
+
+@pytest.mark.parametrize('photometric', ['MONOCHROME2', 'MONOCHROME1'])
+@pytest.mark.parametrize('bits', [8, 12, 16])
+@pytest.mark.parametrize('syntax', LOSSLESS)
+def test_dicom_compressed_without_loss(tmp_path, syntax, bits, photometric):
+    pydicom, plain = pytest.importorskip('pydicom'), dicom(tmp_path / 'plain.dcm', drawn(bits), bits, photometric, RescaleSlope=1, RescaleIntercept=-100)
+    assert transcode(plain, tmp_path / 'small.dcm', syntax)
+    assert pydicom.dcmread(tmp_path / 'small.dcm').file_meta.TransferSyntaxUID != pydicom.uid.ExplicitVRLittleEndian
+    for size in (96, 33): assert np.array_equal(read_film(tmp_path / 'small.dcm', size), read_film(plain, size))
+
+
+@pytest.mark.parametrize('bits', [8, 12, 16])
+@pytest.mark.parametrize('syntax', LOSSY)
+def test_dicom_compressed_with_loss(tmp_path, syntax, bits):
+    plain = dicom(tmp_path / 'plain.dcm', drawn(bits), bits)
+    if not transcode(plain, tmp_path / 'small.dcm', syntax):
+        assert (syntax, bits) in [('JPEGBaselineProcess1', 12), ('JPEGBaselineProcess1', 16), ('JPEGExtendedProcess2_4', 16)]
+    elif (syntax, bits) == ('JPEGExtendedProcess2_4', 12):
+        with pytest.raises(DataError, match='12-bit precision') as e: read_film(tmp_path / 'small.dcm', 96)
+        assert '\n' not in str(e.value)
+    else: assert np.abs(read_film(tmp_path / 'small.dcm', 96).astype(int) - read_film(plain, 96)).max() <= 4
+
+
+def test_dicom_colour(tmp_path):
+    pydicom, grey, jpeg = pytest.importorskip('pydicom'), drawn(8, 64).astype('uint8'), io.BytesIO()
+    plain = dicom(tmp_path / 'plain.dcm', np.stack([grey] * 3, -1), 8, 'RGB', SamplesPerPixel=3, PlanarConfiguration=0, Rows=64, Columns=64)
+    for syntax in ('RLELossless', 'JPEGLosslessProcess14_1', 'JPEGLSLossless', 'JPEG2000Lossless'):
+        assert transcode(plain, tmp_path / 'small.dcm', syntax) and np.array_equal(read_film(tmp_path / 'small.dcm', 64), grey)
+    ds = pydicom.dcmread(plain)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(jpeg, 'JPEG', quality=98)
+    ds.file_meta.TransferSyntaxUID, ds.PhotometricInterpretation, ds.PixelData = pydicom.uid.JPEGBaseline8Bit, 'YBR_FULL_422', pydicom.encaps.encapsulate([jpeg.getvalue()])
+    ds.save_as(tmp_path / 'jpeg.dcm')
+    assert np.abs(read_film(tmp_path / 'jpeg.dcm', 64).astype(int) - grey).max() <= 4
+
+
+def test_dicom_without_a_decoder(tmp_path, monkeypatch):
+    pydicom = pytest.importorskip('pydicom')
+    from pydicom.pixels import get_decoder
+    assert transcode(dicom(tmp_path / 'plain.dcm', drawn(12)), tmp_path / 'small.dcm', 'JPEGLosslessProcess14_1')
+    decoder = get_decoder(pydicom.uid.JPEGLosslessSV1)
+    monkeypatch.setattr(decoder, '_available', {})
+    with pytest.raises(DataError, match=r"small.dcm is DICOM compressed as JPEG Lossless.*which needs a decoder: pip install 'cxrlg\[dicom\]'") as e: read_film(tmp_path / 'small.dcm')
+    assert '\n' not in str(e.value)
+    assert transcode(tmp_path / 'plain.dcm', tmp_path / 'part2.dcm', 'JPEG2000Part2Lossless')
+    with pytest.raises(DataError, match='has no decoder here: save it uncompressed') as e: read_film(tmp_path / 'part2.dcm')
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('syntax', [s for s in LOSSLESS + LOSSY if 'JPEG' in s or 'RLE' in s])
+def test_dicom_truncated_when_compressed(tmp_path, syntax):
+    pydicom, small = pytest.importorskip('pydicom'), tmp_path / 'small.dcm'
+    bits = 8 if 'Baseline' in syntax or 'Extended' in syntax else 12
+    assert transcode(dicom(tmp_path / 'plain.dcm', np.random.default_rng(0).integers(0, 2 ** bits, (96, 96)), bits), small, syntax)
+    whole, ds = small.read_bytes(), pydicom.dcmread(small)
+    frame = next(pydicom.encaps.generate_frames(ds.PixelData))
+    ds.PixelData = pydicom.encaps.encapsulate([frame[:len(frame) * 9 // 10]])
+    ds.save_as(tmp_path / 'frame.dcm')
+    (tmp_path / 'file.dcm').write_bytes(whole[:len(whole) * 9 // 10])
+    for name, say in (('frame', 'that cannot be decoded'), ('file', 'with one that is cut off')):
+        with pytest.raises(DataError, match=say) as e: read_film(tmp_path / f'{name}.dcm')
+        assert '\n' not in str(e.value)
+
+
 def test_dicom_without_pydicom(tmp_path, monkeypatch):
     path = dicom(tmp_path / 'f.dcm', np.zeros((8, 8)))
     monkeypatch.setitem(sys.modules, 'pydicom', None)

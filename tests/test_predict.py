@@ -1,21 +1,29 @@
 "Prediction of new films: the numbers of the training, whatever stands beside them, and clear refusals."
+import copy as copy_module
+import hashlib
+import importlib.util
 import json
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.special import expit, logit
 
+import cxrlg.predict as room
 from cxrlg.data import DataError, read_film
 from cxrlg.graph import LabelGraph
 from cxrlg.model import CXRNet, load_model, predict_logits, save_model
 from cxrlg.phantom import make_phantom
-from cxrlg.predict import Predictor, class_maps, find_films, main, plot_map
+from cxrlg.predict import Predictor, class_maps, export_main, find_films, main, plot_map
 from cxrlg.train import train_fold
 
 TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', arch_args={}, bs=8, epochs=2, threads=1)
@@ -31,6 +39,8 @@ def write_fold(path, seed=0, labels=LABELS, size=32, arch='test_resnet', done=Tr
         model.backbone.get_classifier().weight.mul_(30)
     save_model(model, path, size=size)
     (path/'config.json').write_text(json.dumps(dict(data='nih', size=size, n_splits=2, data_args={}) | config))
+    y = np.random.default_rng(seed).random((40, len(labels))) < .4
+    pd.DataFrame(dict(row=range(40), image=[f'{seed}_{i}.png' for i in range(40)], patient=[f'{seed}p{i//2}' for i in range(40)], fold=seed) | {f'y:{l}': v for l, v in zip(labels, y.T.astype('float32'))}).to_parquet(path/'oof.parquet')
     if done: (path/'done.json').write_text('{}')
 
 
@@ -106,7 +116,6 @@ def test_the_batch_size_changes_nothing(study, pngs, bs):
 
 
 def test_large_films_go_in_small_batches(study, pngs, monkeypatch):
-    import cxrlg.predict as room
     seen, predictor = [], load(study)
     monkeypatch.setattr(room, '_BATCH_PIXELS', 3*32*32)
     monkeypatch.setattr(room, '_probs', lambda m, pixels, flip, real=room._probs: (seen.append(len(pixels)), real(m, pixels, flip))[1])
@@ -132,6 +141,76 @@ def test_one_film_none_and_arrays(study, pngs):
     assert predictor(a).file.tolist() == ['array 0']
     mixed = predictor([a.astype(float), pngs[0], np.zeros((0, 5), np.uint8), np.stack([a]*3, -1)])
     assert mixed.error.str.contains('give uint8').tolist() == [True, False, True, True] and mixed[LABELS].isna().all(axis=1).tolist() == [True, False, True, True]
+
+
+def test_a_part_of_the_ensemble(copy, pngs):
+    for k in range(2): write_fold(copy/f'none/seed7/fold{k}', seed=5 + k)
+    all_, old = load(copy), load(copy, seeds=42)
+    assert (len(all_.models), len(old.models), len(load(copy, seeds=[7, 42], folds=1).models)) == (4, 2, 2)
+    one = numbers(load(copy, seeds=7, folds=0)(pngs))
+    np.testing.assert_allclose(numbers(all_(pngs)), (one + numbers(load(copy, seeds=7, folds=1)(pngs)) + 2*numbers(old(pngs))) / 4, atol=1e-6)
+    part = all_.only([1])
+    assert list(part.folders) == [(7, 1), (42, 1)] and len(all_.models) == 4 and len(all_.folders) == 4
+    np.testing.assert_allclose(numbers(part(pngs)), numbers(load(copy, folds=1)(pngs)), atol=1e-6)
+    for wrong, say in ((dict(seeds=8), 'no seed 8: choose among 7, 42'), (dict(folds=[0, 2]), 'no fold 2: choose among 0, 1'), (dict(seeds=[]), 'no seed')):
+        with pytest.raises(DataError, match=say): load(copy, **wrong)
+    (copy/'none/seed7/fold1/done.json').unlink()
+    assert load(copy, folds=0).notes == [] and load(copy, seeds=42).notes == [] and load(copy, seeds=7).notes == ['none/seed7/fold1 is not finished: the ensemble goes without it']
+
+
+@pytest.mark.parametrize('arch, n, size', [('test_resnet', 15, 64), ('seresnext26d_32x4d', 31, 64), ('densenet121', 0, 64), ('test_vit', 0, 160), ('inception_v3', 0, 96)])
+def test_folded_batch_norms_give_the_same_numbers(arch, n, size):
+    torch.manual_seed(0)
+    model, x = CXRNet(arch, LABELS).eval(), torch.rand(2, 1, size, size)
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(0, .1), m.running_var.uniform_(.5, 2), torch.nn.init.uniform_(m.weight, .5, 1.5), torch.nn.init.normal_(m.bias, 0, .1)
+    count = lambda m: sum(type(o) is torch.nn.BatchNorm2d for o in m.modules())
+    folded = room._folded(copy_module.deepcopy(model))
+    assert count(model) - count(folded) == n
+    with torch.inference_mode(): torch.testing.assert_close(folded(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+# ---- calibration
+
+SCALE = {'Edema': dict(temperature=.3, bias=-1.), 'Mass': dict(temperature=2., bias=.5), 'Pneumonia': dict(temperature=1., bias=0.)}
+
+
+def calibrate(study, arm='none', scale=SCALE): (study/'calibration.json').write_text(json.dumps({arm: scale}))
+
+
+def test_calibration_is_applied_to_the_mean_probability(copy, pngs):
+    raw = numbers(load(copy)(pngs)).astype(float)
+    calibrate(copy, scale=SCALE | {'Hernia': dict(temperature=1, bias=1)})
+    expected = np.stack([expit(logit(raw[:, j]) / SCALE[l]['temperature'] + SCALE[l]['bias']) for j, l in enumerate(LABELS)], 1)
+    predictor = load(copy)
+    np.testing.assert_allclose(numbers(predictor(pngs)), expected, atol=1e-6)
+    np.testing.assert_allclose(numbers(load(copy, raw=True)(pngs)), raw, atol=1e-6)
+    for bs in (1, 5): np.testing.assert_allclose(numbers(predictor(pngs, bs=bs)), expected, atol=1e-5)
+    assert 'probabilities calibrated' in repr(predictor) and 'raw, as asked for' in repr(load(copy, raw=True))
+    assert load(copy, arm='prox').kind == 'raw (no calibration.json of arm prox in the study)'
+    assert (predictor(pngs)[LABELS].dtypes == np.float32).all()
+
+
+def test_calibration_of_certain_probabilities_is_finite():
+    scale = pd.DataFrame(SCALE).T
+    p = room._scaled(np.array([[0, 0, 0], [1, 1, 1]], np.float32), scale)
+    assert np.isfinite(p).all() and (p[1] > p[0]).all()
+
+
+BAD_SCALES = {
+    'cut': '{"none": {"Edema"', 'a list': '[1]', 'no label': json.dumps(dict(none={'Edema': SCALE['Edema']})), 'no bias': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=1)})),
+    'zero': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=0, bias=0)})), 'NaN': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=float('nan'), bias=0)})),
+    'text': json.dumps(dict(none=SCALE | {'Mass': dict(temperature='warm', bias=0)})), 'a number': json.dumps(dict(none=3)), 'null': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=None, bias=0)})),
+}
+
+
+@pytest.mark.parametrize('name', BAD_SCALES)
+def test_a_calibration_that_does_not_fit_is_refused(copy, pngs, name):
+    (copy/'calibration.json').write_text(BAD_SCALES[name])
+    with pytest.raises(DataError, match='calibration.json') as e: load(copy)
+    assert 'ask for raw probabilities' in str(e.value) and '\n' not in str(e.value)
+    assert len(load(copy, raw=True)(pngs[:1])) == 1
 
 
 def test_in_chans_3(tmp_path, pngs):
@@ -164,6 +243,36 @@ def test_dicom_and_jpeg(study, pngs, tmp_path):
     np.testing.assert_allclose(p[3], p[0], atol=.05)
 
 
+def test_films_of_any_depth_shape_and_colour(study, tmp_path):
+    pixels = make_phantom(n_patients=2, size=64, seed=3)[1]
+    a, reference = pixels[0], None
+    deep = a.astype(np.uint16) * 257
+    kinds = dict(grey=Image.fromarray(a), rgb=Image.fromarray(np.stack([a]*3, -1)), rgba=Image.fromarray(np.dstack([a]*3 + [np.full_like(a, 255)])), deep=Image.fromarray(deep), bit=Image.fromarray(a > 100),
+                 tall=Image.fromarray(a).resize((64, 300)), line=Image.fromarray(a[:1]), dot=Image.fromarray(a[:1, :1]), cmyk=Image.fromarray(np.stack([a]*3, -1)).convert('CMYK'))
+    for k, im in kinds.items(): im.save(tmp_path/f'{k}.{"jpg" if k == "cmyk" else "png"}')
+    files = {k: str(tmp_path/f'{k}.{"jpg" if k == "cmyk" else "png"}') for k in kinds}
+    t = load(study)(list(files.values()))
+    assert t.error.eq('').all() and t[LABELS].notna().all(axis=None)
+    p = dict(zip(files, numbers(t)))
+    for k in ('rgb', 'rgba'): np.testing.assert_allclose(p[k], p['grey'], atol=1e-5)
+    assert t.flag[list(files).index('dot')] == 'nearly constant film'
+    for f in files.values(): assert load(study).explain(f).shape == (3, 32, 32)
+
+
+def test_compressed_dicom_by_threads(study, pngs, tmp_path):
+    gdcm = pytest.importorskip('gdcm')
+    for i, f in enumerate(pngs[:6]):
+        dicom(tmp_path/f'{i}.dcm', np.asarray(Image.open(f)))
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(tmp_path/f'{i}.dcm')), reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1)), change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFileName(str(tmp_path/f'{i}.dcm')), writer.SetFile(reader.GetFile()), writer.SetImage(change.GetOutput())
+        assert writer.Write()
+    t = load(study)([tmp_path/f'{i % 6}.dcm' for i in range(60)], bs=16)
+    np.testing.assert_allclose(numbers(t), np.tile(numbers(load(study)(pngs[:6])), (10, 1)), atol=1e-5)
+
+
 def test_mode_of_the_study_is_used(tmp_path):
     write_fold(tmp_path/'s/none/seed1/fold0', data_args={'mode': 'pad'})
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90), dtype=np.uint8)).save(tmp_path/'wide.png')
@@ -194,6 +303,18 @@ def test_bad_films_are_rows_without_numbers(study, pngs, tmp_path):
         assert t[LABELS][::2].isna().all(axis=None)
         np.testing.assert_allclose(numbers(t)[1::2], numbers(load(study)(pngs[:len(bad)])), atol=1e-5)
     assert all(f in e and '\n' not in e for f, e in zip(bad, t.error[::2]))
+
+
+def test_a_film_that_vanishes_is_a_row_with_an_error(study, pngs, tmp_path, monkeypatch):
+    monkeypatch.setattr(room.os.path, 'exists', lambda p, real=os.path.exists: str(p).endswith('gone.png') or real(p))
+    t = load(study)([pngs[0], tmp_path/'gone.png', pngs[1]])
+    assert t.error.str.contains('gone.png is not there').tolist() == [False, True, False] and t[LABELS].isna().all(axis=1).tolist() == [False, True, False]
+
+
+def test_all_films_bad(study, pngs, tmp_path):
+    bad = bad_files(tmp_path, pngs[0])
+    t = load(study)(bad, bs=2)
+    assert t.error.ne('').all() and t[LABELS].isna().all(axis=None) and t.file.tolist() == bad
 
 
 def test_blank_films_are_flagged(study, pngs, tmp_path):
@@ -236,7 +357,7 @@ def test_the_arm(study, tmp_path):
 def test_the_summary_names_arm_and_missing_folds(copy, capsys):
     (copy/'none/seed42/fold1/done.json').unlink()
     Predictor(copy)
-    assert capsys.readouterr().out.splitlines() == ['copy, arm none: 1 models, 3 findings, 32 px (squash)', 'none/seed42/fold1 is not finished: the ensemble goes without it']
+    assert capsys.readouterr().out.splitlines() == ['copy, arm none: 1 models, 3 findings, 32 px (squash); probabilities raw (no calibration.json of arm none in the study)', 'none/seed42/fold1 is not finished: the ensemble goes without it']
 
 
 BROKEN = {
@@ -302,6 +423,29 @@ def test_explain_averages_models_and_mirror_images(tmp_path, pngs):
     with pytest.raises(DataError, match='is not there'): predictor.explain('lost.png')
 
 
+@pytest.mark.parametrize('arch, arch_args', [('test_resnet', {}), ('seresnext26d_32x4d', {}), ('efficientnet_lite0', {}), ('densenet121', {})])
+def test_a_map_is_grad_cam(arch, arch_args):
+    torch.manual_seed(1)
+    model = CXRNet(arch, LABELS, arch_args=arch_args).eval()
+    x = torch.rand(1, 1, 96, 96)
+    maps = class_maps(model, x)
+    for j in range(3):
+        f = model.backbone.forward_features((x - model.mean) / model.std).detach().requires_grad_()
+        grad, = torch.autograd.grad(model.backbone.forward_head(f)[0, j], f)
+        torch.testing.assert_close((grad.sum((2, 3), keepdim=True) * f).sum(1)[0].detach(), maps[0, j].clone(), atol=1e-5, rtol=1e-4)
+
+
+def test_maps_of_many_films(study, pngs, monkeypatch):
+    predictor = load(study)
+    pixels = np.stack([predictor.read(f) for f in pngs])
+    maps = predictor.maps(pixels)
+    assert maps.shape[:2] == (len(pngs), 3) and maps.dtype == np.float32
+    np.testing.assert_allclose(predictor.maps(pixels, bs=3), maps, atol=1e-5)
+    np.testing.assert_allclose(predictor.explain(pngs[3]).mean((1, 2)), maps[3].mean((1, 2)), atol=.05)
+    monkeypatch.setattr(room, '_BATCH_PIXELS', 1)
+    np.testing.assert_allclose(predictor.maps(pixels[:2]), maps[:2], atol=1e-5)
+
+
 def test_plot_map_shows_nothing_where_a_map_is_negative():
     film = np.full((8, 8), 100, np.uint8)
     assert len(plot_map(film, -np.ones((8, 8))).images) == len(plot_map(film, None).images) == 1
@@ -323,7 +467,7 @@ def command(tmp_path_factory):
 
 def test_command_predicts_a_folder(command, study, pngs, tmp_path):
     folder, out = os.path.dirname(pngs[0]), tmp_path/'new'/'p.csv'
-    run = command(study, folder, pngs[1], '--out', out, '--heatmaps', tmp_path/'maps', '--bs', 5)
+    run = command(study, '--out', out, '--bs', 5, folder, pngs[1], '--heatmaps', tmp_path/'maps')
     assert run.returncode == 0, run.stderr
     t, expected = pd.read_csv(out), load(study)([*pngs, pngs[1]])
     assert t.file.tolist() == [*pngs, pngs[1]] and list(t) == ['file', *LABELS, 'flag', 'error'] and t.error.isna().all()
@@ -334,15 +478,59 @@ def test_command_predicts_a_folder(command, study, pngs, tmp_path):
     assert os.listdir(out.parent) == ['p.csv']
 
 
-def test_command_bad_films_make_status_1(command, study, pngs, tmp_path):
+def test_command_bad_films_make_status_1(study, pngs, tmp_path, capsys, monkeypatch):
     (tmp_path/'in').mkdir()
+    monkeypatch.chdir(tmp_path)
     bad = bad_files(tmp_path/'in', pngs[0])
-    run = command(study, pngs[0], tmp_path/'in', pngs[1], '--arm', 'prox', '--no_flip', cwd=tmp_path)
-    assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith(f'cxrlg_predict: 5 of 7 films could not be read') and bad[0] in run.stderr
+    with pytest.raises(SystemExit) as e: main(str(study), [pngs[0], str(tmp_path/'in'), pngs[1]], arm='prox', no_flip=True)
+    err = capsys.readouterr().err
+    assert e.value.code == 1 and err.splitlines()[-1].startswith('cxrlg_predict: 5 of 7 films could not be read') and bad[0] in err
     t = pd.read_csv(tmp_path/'predictions.csv')
     assert t.error.notna().tolist() == [False] + [True]*5 + [False] and t[LABELS].isna().any(axis=1).tolist() == t.error.notna().tolist()
     np.testing.assert_allclose(numbers(t)[[0, 6]], numbers(load(study, arm='prox')(pngs[:2], flip=False)), atol=1e-5)
+
+
+def test_command_says_whether_it_calibrated(copy, pngs, tmp_path, capsys):
+    calibrate(copy)
+    main(str(copy), pngs[:2], out=str(tmp_path/'scaled.csv'))
+    assert 'probabilities calibrated' in capsys.readouterr().out.splitlines()[0]
+    main(str(copy), pngs[:2], out=str(tmp_path/'raw.csv'), raw=True, seeds='42')
+    assert 'probabilities raw, as asked for' in capsys.readouterr().out.splitlines()[0]
+    np.testing.assert_allclose(numbers(pd.read_csv(tmp_path/'scaled.csv')), numbers(load(copy)(pngs[:2])), atol=1e-5)
+    np.testing.assert_allclose(numbers(pd.read_csv(tmp_path/'raw.csv')), numbers(load(copy, raw=True)(pngs[:2])), atol=1e-5)
+
+
+def test_command_films_of_one_name_in_two_folders(study, pngs, tmp_path, capsys):
+    for k in 'ab': (tmp_path/k).mkdir(), shutil.copy(pngs['ab'.index(k)], tmp_path/k/'film.png')
+    main(str(study), [str(tmp_path/'b'), str(tmp_path/'a')], out=str(tmp_path/'p.csv'), heatmaps=str(tmp_path/'maps'))
+    t = pd.read_csv(tmp_path/'p.csv')
+    assert t.file.tolist() == [str(tmp_path/k/'film.png') for k in 'ba'] and sorted(os.listdir(tmp_path/'maps')) == ['00000_film.png', '00001_film.png']
+    np.testing.assert_allclose(numbers(t), numbers(load(study)([pngs[1], pngs[0]])), atol=1e-5)
+
+
+def test_command_all_films_bad(study, pngs, tmp_path, capsys):
+    (tmp_path/'in').mkdir()
+    bad = bad_files(tmp_path/'in', pngs[0])
+    with pytest.raises(SystemExit) as e: main(str(study), [str(tmp_path/'in')], out=str(tmp_path/'p.csv'), heatmaps=str(tmp_path/'maps'))
+    assert e.value.code == 1 and '5 of 5 films could not be read' in capsys.readouterr().err
+    assert pd.read_csv(tmp_path/'p.csv').file.tolist() == bad and os.listdir(tmp_path/'maps') == []
+
+
+def test_command_a_film_that_vanishes_before_its_heatmap(study, pngs, tmp_path, capsys, monkeypatch):
+    films = [shutil.copy(f, tmp_path/f'{i}.png') for i, f in enumerate(pngs[:3])]
+    monkeypatch.setattr(room, '_write', lambda *args, real=room._write: (real(*args), os.remove(films[1]))[0])
+    with pytest.raises(SystemExit) as e: main(str(study), [str(f) for f in films], out=str(tmp_path/'p.csv'), heatmaps=str(tmp_path/'maps'))
+    assert e.value.code == 1 and '1 heatmaps could not be drawn' in capsys.readouterr().err.splitlines()[-1]
+    assert pd.read_csv(tmp_path/'p.csv').error.isna().all() and sorted(os.listdir(tmp_path/'maps')) == ['00000_0.png', '00002_2.png']
+
+
+def test_command_on_a_full_disk(study, pngs, tmp_path, capsys):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    try:
+        with pytest.raises(SystemExit) as e: main(str(study), pngs, out=str(tmp_path/'new'/'p.csv'))
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert e.value.code == 2 and 'it was not written' in capsys.readouterr().err.splitlines()[-1] and os.listdir(tmp_path/'new') == []
 
 
 REFUSED = {
@@ -354,9 +542,17 @@ REFUSED = {
     'bs': (lambda s, f, t: dict(bs=0), 'at least one film a batch'),
     'out is a film': (lambda s, f, t: dict(out=f), 'is one of the films'),
     'out is a folder': (lambda s, f, t: dict(out=t), 'is a folder'),
-    'out below a file': (lambda s, f, t: dict(out=f'{f}/p.csv'), 'nothing was written'),
-    'out too long a name': (lambda s, f, t: dict(out='p'*250), 'nothing was written'),
-    'maps below a file': (lambda s, f, t: dict(heatmaps=f'{f}/maps'), 'nothing was written'),
+    'out below a file': (lambda s, f, t: dict(out=f'{f}/p.csv'), 'it was not written'),
+    'out too long a name': (lambda s, f, t: dict(out='p'*250), 'it was not written'),
+    'maps below a file': (lambda s, f, t: dict(heatmaps=f'{f}/maps'), 'it was not written'),
+    'no film named': (lambda s, f, t: dict(films=[]), 'no film is named'),
+    'seeds': (lambda s, f, t: dict(seeds='42,x'), '--seeds 42,x: give whole numbers'),
+    'no such seed': (lambda s, f, t: dict(seeds='43'), 'has no seed 43: choose among 42'),
+    'template alone': (lambda s, f, t: dict(template='sample.csv'), 'belong to --submission'),
+    'id alone': (lambda s, f, t: dict(id='image'), 'belong to --submission'),
+    'maps of a submission': (lambda s, f, t: dict(submission='s.csv', heatmaps='maps'), '--heatmaps belongs to a table'),
+    'submission is a film': (lambda s, f, t: dict(submission=f), 'is one of the films'),
+    'no template': (lambda s, f, t: dict(submission='s.csv', template='lost.csv'), 'lost.csv cannot be read'),
 }
 
 
@@ -370,14 +566,181 @@ def test_refusals_are_one_line_and_status_2(study, pngs, tmp_path, name, capsys,
     assert os.listdir(tmp_path) == [] and Image.open(pngs[0]).size == (48, 48)
 
 
-def test_command_refuses_in_a_process_of_its_own(command, study, pngs, tmp_path):
-    run = command(study, pngs[0], 'lost.png', '--out', tmp_path/'p.csv')
-    assert run.returncode == 2 and run.stderr.count('\n') == 1 and 'lost.png' in run.stderr and run.stdout == '' and os.listdir(tmp_path) == []
-
-
 # ---- real films
 
 def test_real_films(study, films):
     files = sorted((films/'nih256'/'images').glob('*.jpg'))[:12]
     t = load(study)(files)
     assert (t.error == '').all() and (t.flag == '').all() and np.ptp(numbers(t), axis=0).min() > 1e-4
+
+
+# ---- submissions
+
+def sample_of(path, ids, columns=('Image_name', 'Mass', 'Edema')):
+    pd.DataFrame([[i] + ['0.5']*(len(columns) - 1) for i in ids], columns=columns).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize('ending', [True, False])
+def test_submission_has_the_form_of_the_sample(study, pngs, tmp_path, ending):
+    order = [5, 0, 3]
+    ids = [Path(pngs[i]).name if ending else Path(pngs[i]).stem for i in order]
+    predictor = load(study)
+    t = predictor.submission(pngs, sample_of(tmp_path/'s.csv', ids), bs=2)
+    assert list(t) == ['Image_name', 'Mass', 'Edema'] and t.Image_name.tolist() == ids
+    np.testing.assert_allclose(t[['Mass', 'Edema']], predictor(pngs)[['Mass', 'Edema']].to_numpy()[order], atol=1e-5)
+    pd.DataFrame(dict(Edema=[.5], id=ids[:1], Mass=[.5])).to_csv(tmp_path/'m.csv', index=False)
+    middle = predictor.submission(pngs, tmp_path/'m.csv', id='id')
+    assert list(middle) == ['Edema', 'id', 'Mass'] and middle.id.tolist() == ids[:1]
+
+
+def test_submission_without_a_sample(study, pngs):
+    t = load(study).submission(pngs, id='image')
+    assert list(t) == ['image', *LABELS] and t.image.tolist() == [os.path.basename(f) for f in pngs]
+    assert list(load(study).submission(pngs[0])) == ['Image_name', *LABELS]
+
+
+def test_submission_ids_stay_as_they_are(study, pngs, tmp_path):
+    for name in ('007.png', '1e5.png', 'NA.png'): shutil.copy(pngs[0], tmp_path/name)
+    t = load(study).submission(find_films(tmp_path), sample_of(tmp_path/'s.csv', ['1e5', '007', 'NA']))
+    assert t.Image_name.tolist() == ['1e5', '007', 'NA']
+
+
+ASKED = {
+    'lost id': (lambda f, t: sample_of(t, [Path(f[0]).name, 'a.png', 'b.png']), '2 of the 3 ids of .* have no film: a.png, b.png'),
+    'strange column': (lambda f, t: sample_of(t, ['x'], ('Image_name', 'Oedema')), "asks for 'Oedema', which the study does not predict; did you mean 'Edema'"),
+    'id twice': (lambda f, t: sample_of(t, [Path(f[0]).name]*2), 'more than once'),
+    'no row': (lambda f, t: sample_of(t, []), 'a header and no id'),
+    'empty': (lambda f, t: (t.write_text(''), t)[1], 'cannot be read as CSV'),
+    'no text': (lambda f, t: (t.write_bytes(bytes(range(256))), t)[1], 'cannot be read as CSV'),
+    'a folder': (lambda f, t: t.parent, 'cannot be read as CSV'),
+}
+
+
+@pytest.mark.parametrize('name', ASKED)
+def test_samples_that_cannot_be_served(study, pngs, tmp_path, name):
+    make, say = ASKED[name]
+    with pytest.raises(DataError, match=say) as e: load(study).submission(pngs, make(pngs, tmp_path/'s.csv'))
+    assert '\n' not in str(e.value)
+
+
+def test_submission_with_two_films_of_one_id_or_a_bad_one(study, pngs, tmp_path):
+    for k in 'ab': (tmp_path/k).mkdir(), shutil.copy(pngs[0], tmp_path/k/'film.png')
+    both = find_films(tmp_path)
+    for template in (None, sample_of(tmp_path/'s.csv', ['film'])):
+        with pytest.raises(DataError, match='belong to two films or more: film'): load(study).submission(both, template)
+    assert load(study).submission([both[0], pngs[1]], sample_of(tmp_path/'s.csv', ['film'])).shape == (1, 3)
+    (tmp_path/'b'/'film.png').write_text('no film')
+    with pytest.raises(DataError, match='1 of 2 films could not be read, and a submission needs them all'): load(study).submission([both[1], pngs[1]])
+
+
+def test_command_writes_a_submission(study, pngs, tmp_path, capsys, monkeypatch):
+    (tmp_path/'out').mkdir()
+    monkeypatch.chdir(tmp_path/'out')
+    sample, folder = sample_of(tmp_path/'s.csv', [Path(f).stem for f in pngs[:3]]), os.path.dirname(pngs[0])
+    main(str(study), [folder], submission='sub.csv', id='Image_name', template=str(sample))
+    assert 'sub.csv: 3 rows' in capsys.readouterr().out and os.listdir() == ['sub.csv']
+    np.testing.assert_allclose(pd.read_csv('sub.csv')[['Mass', 'Edema']], load(study)(pngs[:3])[['Mass', 'Edema']], atol=1e-5)
+    with pytest.raises(SystemExit) as e: main(str(study), pngs[:1], submission='never.csv', template=str(sample))
+    err = capsys.readouterr().err.splitlines()
+    assert e.value.code == 2 and len(err) == 1 and '2 of the 3 ids' in err[0] and os.listdir() == ['sub.csv']
+    main(str(study), [folder], submission='all.csv', out='p.csv')
+    assert len(pd.read_csv('all.csv')) == len(pd.read_csv('p.csv')) == len(pngs)
+
+
+# ---- one file, and its card
+
+def needs_onnx():
+    for m in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(m)
+
+
+@pytest.mark.parametrize('arm, in_chans, flip, scaled', [('prox', 1, True, True), ('none', 3, False, False)])
+def test_onnx_gives_the_numbers_of_the_command(tmp_path, arm, in_chans, flip, scaled):
+    needs_onnx()
+    import onnxruntime
+    for k in range(2 if flip else 1): write_fold(tmp_path/f's/{arm}/seed1/fold{k}', seed=k, in_chans=in_chans, graph=arm == 'prox')
+    if scaled: calibrate(tmp_path/'s', arm)
+    predictor = load(tmp_path/'s')
+    file = predictor.export('onnx', tmp_path/'new'/'m.onnx', flip)
+    session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about['labels']) == LABELS and about['size'] == '32' and about['mode'] == 'squash' and ('calibrated' in about['probabilities']) == scaled
+    pixels = np.random.default_rng(0).integers(0, 256, (17, 32, 32), dtype=np.uint8)
+    expected = numbers(predictor(pixels, flip=flip))
+    assert np.ptp(expected, 0).min() > .005
+    for n in (1, 3, 17):
+        p, = session.run(['probabilities'], {'film': pixels[:n, None].astype(np.float32) / 255})
+        assert p.shape == (n, 3) and p.dtype == np.float32
+        np.testing.assert_allclose(p, expected[:n], atol=1e-5)
+    assert sorted(os.listdir(file.parent)) == ['m.onnx', 'model_card.md']
+    text = (file.parent/'model_card.md').read_text()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in text and str(tmp_path) not in text and ('mirror image' in text) == flip
+    assert all(next(predictor.models[0].parameters()).device.type == 'cpu' for _ in [0])
+
+
+def test_export_is_refused_or_undone(study, tmp_path, monkeypatch):
+    predictor = load(study)
+    with pytest.raises(DataError, match='there is onnx'): predictor.export('torchscript', tmp_path/'m.pt')
+    with monkeypatch.context() as m:
+        m.setattr(room, '_to_onnx', lambda whole, size, metadata, path: path.write_bytes(b'x'))
+        m.setattr(room, '_onnx_error', lambda *args: .01)
+        with pytest.raises(DataError, match='differ by 1.0e-02'): predictor.export('onnx', tmp_path/'m.onnx')
+        m.setattr(room, '_onnx_error', lambda *args: float('nan'))
+        with pytest.raises(DataError, match='differ by nan'): predictor.export('onnx', tmp_path/'m.onnx')
+    with monkeypatch.context() as m:
+        m.setattr(room._Whole, 'parameters', lambda self: [torch.empty(10**9, device='meta')])
+        with pytest.raises(DataError, match='a file of 4.0 GB, and ONNX allows 2: choose fewer seeds or folds'): predictor.export('onnx', tmp_path/'m.onnx')
+    monkeypatch.setattr(room.importlib.util, 'find_spec', lambda name, real=importlib.util.find_spec: None if name in ('onnxscript', 'onnxruntime') else real(name))
+    with pytest.raises(DataError) as e: predictor.export('onnx', tmp_path/'m.onnx')
+    assert str(e.value) == "export needs onnxscript, onnxruntime: pip install 'cxrlg[onnx]'"
+    assert os.listdir(tmp_path) == []
+
+
+def test_command_exports(study, tmp_path, capsys, monkeypatch):
+    needs_onnx()
+    monkeypatch.setattr(room, '_to_onnx', lambda whole, size, metadata, path: path.write_bytes(b'x'*10**6))
+    monkeypatch.setattr(room, '_onnx_error', lambda *args: 1e-7)
+    export_main(str(study), str(tmp_path/'m.onnx'), arm='prox', seeds='42')
+    assert 'm.onnx: 1.0 MB written' in capsys.readouterr().out and sorted(os.listdir(tmp_path)) == ['m.onnx', 'model_card.md']
+    for wrong, say in ((dict(seeds='1'), 'no seed 1'), (dict(out=str(tmp_path)), 'is a folder'), (dict(out=str(tmp_path/'m.onnx'/'n.onnx')), 'it was not written')):
+        with pytest.raises(SystemExit) as e: export_main(**dict(study_dir=str(study)) | wrong)
+        err = capsys.readouterr().err.splitlines()
+        assert e.value.code == 2 and len(err) == 1 and err[0].startswith('cxrlg_export: ') and say in err[0]
+
+
+RESULTS = dict(arms=[dict(arm='none', seeds=2, folds=2, mean=.8123456, low=.7, high=.9, pooled=.81, pooled_low=.71, pooled_high=.91), dict(arm='prox', seeds=2, folds=2, mean=.5555, low=.5, high=.6, pooled=None, pooled_low=None, pooled_high=None)],
+               labels=[dict(arm='none', label='Mass', auc=.66, low=.6, high=.7), dict(arm='prox', label='Mass', auc=.11, low=.1, high=.2)],
+               frequent=[dict(arm='none', labels=2, mean=.77, low=.75, high=.79, pooled=.76, pooled_low=.7, pooled_high=.8)],
+               locked=[dict(arm=a, positives='all', labels=3, films=9, patients=5, locked=v, low=.7, high=.73, out_of_fold=.72, oof_low=.71, oof_high=.74, difference=v - .72, difference_low=-.03, difference_high=.04, change=None) for a, v in (('none', .7171), ('prox', .2222))],
+               locked_labels=[dict(arm='none', label='Mass', auc=.6161, low=.6, high=.7, n_pos=7.), dict(arm='none', label='macro', auc=.65, low=.6, high=.7, n_pos=7), dict(arm='prox', label='Mass', auc=.2323, low=.1, high=.2, n_pos=7)],
+               locked_calibration=[dict(arm='none', probabilities='scaled', ece=.0123, low=.01, high=.02, log_loss=.2, brier=.1)], calibration=[dict(label='Mass', ece=.1234)])
+
+
+def test_the_card_says_what_the_study_says(copy):
+    (copy/'results.json').write_text(json.dumps(RESULTS))
+    pd.DataFrame(dict(image=['a', 'b', 'c'], patient=['07', '7', '7'], fold=[0, -1, -1])).to_csv(copy/'folds.csv', index=False)
+    pd.DataFrame([dict(arm=a, finding='Mass', films=9, hit=h, hit_low=.1, hit_high=.9, chance=.05, mean_box=.2, iou=.3, iou_low=.2, iou_high=.4) for a, h in (('none', .4321), ('prox', .3333))]).to_csv(copy/'localisation.csv', index=False)
+    text = load(copy).card()
+    for part in ('Not a medical device', '2 models (seed 42 fold 0, seed 42 fold 1)', '80 films of 40 patients', '2 further films of 1 patients', '0.8123 (0.7000 to 0.9000)', '2 with 30 positives or more | 0.7700', '| Mass | 0.6600 (0.6000 to 0.7000) |', '| all | 3 | 9 | 5 | 0.7171 (0.7000 to 0.7300) | 0.7200 (0.7100 to 0.7400) | -0.0029 (-0.0300 to 0.0400) |', '| Mass | 7 | 0.6161 (0.6000 to 0.7000) |', '| macro | – | 0.6500', '| scaled | 0.2000 | 0.1000 | 0.0123 (0.0100 to 0.0200) |', '| Mass | 9 | 0.4321 (0.1000 to 0.9000) | 0.0500 | 0.2000 |', 'raw (no calibration.json'):
+        assert part in text, part
+    for part in ('0.5555', '0.1100', '0.2222', '0.2323', '0.3333', '0.1234', 'phantom', 'None', 'nan'): assert part not in text, part
+    oof = pd.concat([pd.read_parquet(f/'oof.parquet') for f in load(copy).folders.values()])
+    for l in LABELS: assert f'| {l} | {int(oof["y:" + l].sum())} | {oof.patient[oof["y:" + l] == 1].nunique()} |' in text
+    for f in load(copy).folders.values(): assert hashlib.sha256((f/'model.safetensors').read_bytes()).hexdigest() in text
+    assert not [b for b in text.split('\n\n') if re.search(r'\n(#|\|)', b) and not b.startswith('|')], 'headings and tables stand alone'
+    assert not [b for b in text.split('\n\n') if b.startswith('|') and re.search(r'\n[^|]', b.strip())], 'nothing hangs below a table'
+    alone = load(copy, folds=0).card()
+    assert 'An ensemble of 1 model (seed 42 fold 0)' in alone and '80 films of 40 patients' in alone and 'in 2 folds by patient' in alone, 'the data of the study, not of the fold that the model was trained without'
+    (copy/'none/seed42/fold1/done.json').unlink()
+    assert '40 films of 20 patients' in (part := load(copy).card()) and 'The study has 2 folds' in part and 'The study has' not in text
+    other = load(copy, arm='prox').card()
+    assert '0.5555' in other and '0.8123' not in other and 'label graph, ' in other
+
+
+def test_the_card_of_a_study_without_results(copy):
+    assert 'it has not been evaluated' in load(copy).card()
+    assert not [b for b in load(copy).card().split('\n\n') if re.search(r'\n(#|\|)', b) and not b.startswith('|')]
+    (copy/'results.json').write_text(json.dumps(dict(arms=[RESULTS['arms'][1]])))
+    assert 'has nothing on this arm' in load(copy).card()
+    (copy/'results.json').write_text('{"arms": [')
+    with pytest.raises(DataError, match='results.json cannot be read'): load(copy).card()
