@@ -26,7 +26,7 @@ from .data import DataError, atomic_write
 from .eval import Study, bootstrap, fit_temperature, holm
 from .graph import CouplingFit, coupling_path, cv_couplings, edge_agreement, fit_couplings
 
-# %% ../nbs/06a_controls.ipynb #ffe159e0
+# %% ../nbs/06a_controls.ipynb #5dbb7bd1
 @dataclass
 class Outputs:
     "Out-of-fold logits of one arm, and what is needed to judge a correction of them"
@@ -50,13 +50,15 @@ class Outputs:
 def oof_outputs(
     study:Study, # from `read_study`
     arm:str='none', # the arm to correct
-) -> Outputs: # over the seeds and folds that all arms of the study share
+) -> Outputs: # over the seeds and folds that all arms of the study share, in the order of the study's table
     "The out-of-fold logits of a study, flips averaged"
     if arm not in study.arms: raise DataError(f'{study.path} has no arm {arm!r}: it has {", ".join(study.arms)}')
     grid = study.grid(*study.arms)
     if not grid[0]: raise DataError(f'{study.path}: its arms share no seed and fold: train the missing ones with cxrlg_study')
-    films, safe = study.films(grid[1]), lambda p: logit(np.clip(p.astype(float), 1e-12, 1 - 1e-12))
-    return Outputs(study.targets(grid[1]).to_numpy(), safe(study.probs(arm, grid)), films.patient.to_numpy(), films.fold.to_numpy(), study.labels,
+    films = study.films(grid[1])
+    order = np.argsort(films.row.to_numpy(), kind='stable')
+    films, safe = films.iloc[order], lambda p: logit(np.clip(p[:, order].astype(float), 1e-12, 1 - 1e-12))
+    return Outputs(study.targets(grid[1]).to_numpy()[order], safe(study.probs(arm, grid)), films.patient.to_numpy(), films.fold.to_numpy(), study.labels,
                    {a: safe(study.probs(a, grid)) for a in study.arms if a != arm}, films.view.fillna('unknown').to_numpy() if 'view' in films else None)
 
 # %% ../nbs/06a_controls.ipynb #55be83ae
@@ -85,14 +87,18 @@ def ising_graph(
     known = np.maximum((~np.isnan(y)).sum(0), 1)
     return fit_couplings(np.zeros_like(y), y, lam, alpha=1., groups=groups, symmetric=True, message=np.where(np.isnan(y), np.nansum(y, 0) / known, y), **kwargs)
 
-# %% ../nbs/06a_controls.ipynb #10808a6d
+# %% ../nbs/06a_controls.ipynb #2283a6dc
 _FORMS = dict(couplings=dict(), logit=dict(message='logit'), symmetric=dict(symmetric=True))
 
 def _fit_form(z, y, groups, form, lam, cv):
-    "Couplings of one form at the penalty that a rule chose"
+    "Couplings of one form at the penalty that a rule chose; a label whose fitted scale would turn its order round is only rescaled"
     fit = coupling_path(z, y, lams=cv.lam[cv.lam >= cv.attrs[lam]].to_numpy(), scale=True, **form)[-1]
-    fit.cv = cv
-    return fit.refine, fit
+    fit.cv, scaled, turned = cv, fit_scale(z, y, groups)[0], fit.scale <= 0
+    def apply(new):
+        out = np.array(fit.refine(new))
+        out[..., turned] = scaled(new)[..., turned]
+        return out
+    return apply, fit
 
 def _usable(y, groups, n_splits):
     "Has a label both classes in enough patients to be split?"
