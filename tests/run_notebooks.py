@@ -1,4 +1,6 @@
-"""`make notebooks [NB=05_train]`: run notebooks from top to bottom, slow cells too, and save their outputs; warnings and progress bars on standard error are not kept."""
+"""`make notebooks [NB=05_train]`: run notebooks from top to bottom, slow cells too, and save their outputs with the hash of the code that printed them;
+warnings and progress bars on standard error are not kept."""
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,18 @@ from nbclient import NotebookClient
 NBS = Path(__file__).resolve().parents[1] / 'nbs'
 
 
+def code_hash(nb):
+    "Hash of a notebook's code cells, in order: outputs are fresh when it is the stored one"
+    return hashlib.sha256('\0'.join(c.source for c in nb.cells if c.cell_type == 'code').encode()).hexdigest()[:16]
+
+
 def run(path):
     "Execute one notebook in its folder and write it back, without standard error"
     nb = nbformat.read(path, 4)
     NotebookClient(nb, timeout=None, kernel_name='python3', resources={'metadata': {'path': str(NBS)}}).execute()
     for cell in (c for c in nb.cells if c.cell_type == 'code'):
         cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
+    nb.metadata['cxrlg'] = {'outputs_of': code_hash(nb)}
     nbformat.write(nb, path)
     subprocess.run([Path(sys.executable).parent/'nbdev_clean', '--fname', path], check=True)
 

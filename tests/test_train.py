@@ -1,24 +1,34 @@
-"Training: the same bytes twice and after a kill, the same numbers as a plain PyTorch loop, and clear refusals."
+"Training: the same bytes twice and after a stop, the same numbers as a plain PyTorch loop, steps left out, and clear refusals."
+import copy
+import errno
 import json
 import math
 import os
+import pickle
+import re
+import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
+import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback, CancelStepException
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import ROOT
+from cxrlg import data, model, train
 from cxrlg.asl import AsymmetricLoss
 from cxrlg.data import DataError, fold_dls
-from cxrlg.train import Checkpoint, TrainConfig, fit_fold, load_data, make_learner, make_model, train_fold
+from cxrlg.graph import GraphL1
+from cxrlg.model import load_model, predict_logits
+from cxrlg.train import EMA, Checkpoint, History, StepGuard, TrainConfig, fit_fold, load_data, load_folds, lr_range, make_learner, make_model, train_fold
 
 TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', arch_args={}, bs=8, epochs=3, threads=1)
 BYTES = ('model.safetensors', 'oof.parquet')
@@ -53,15 +63,6 @@ def test_a_resumed_run_gives_the_same_bytes(reference, tmp_path, arm, monkeypatc
     result = run(tmp_path, arm=arm)
     assert read(result) == read(reference[arm]) and list(result.history.epoch) == [1, 2, 3]
     assert not (folder/'checkpoint.pt').exists()
-
-
-def test_kill_in_the_middle_of_an_epoch(reference, tmp_path):
-    code = f'from cxrlg.train import train_fold; train_fold({TINY | dict(out_dir=str(tmp_path))!r}, bar=False)'
-    child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint = tmp_path/'t'/'none'/'seed42'/'fold0'/'checkpoint.pt'
-    while not checkpoint.exists() and child.poll() is None: time.sleep(.01)
-    time.sleep(.05); child.send_signal(signal.SIGKILL); child.wait()
-    assert read(run(tmp_path)) == read(reference['none'])
 
 
 def test_arms_share_their_start_and_their_batches():
@@ -163,3 +164,388 @@ def test_papermill_from_anywhere_writes_to_the_repository(tmp_path):
 def test_papermill_with_a_name_that_does_not_exist_fails(tmp_path):
     run = subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'05_train.ipynb'), 'out.ipynb', '-p', 'epoch', '1'], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode != 0 and "did you mean 'epochs'" in run.stderr
+
+
+# --- steps left out ---
+
+class Spoil(Callback):
+    "Make films, loss or gradient of chosen batches not finite"
+    order, run_valid = 5, False
+    def __init__(self, batches, what): self.batches, self.what = batches, what
+    def hit(self, what): return what == self.what and self.train_iter in self.batches
+    def before_batch(self):
+        if self.hit('films'): self.learn.xb = (self.xb[0].index_fill(0, torch.tensor([1]), math.nan),)
+    def after_loss(self):
+        if self.hit('loss'): self.learn.loss_grad, self.learn.loss = self.loss_grad*math.inf, self.loss*math.inf
+    def after_backward(self):
+        if self.hit('gradient'): next(self.model.parameters()).grad.view(-1)[0] = -math.inf
+
+
+class LeaveOut(Callback):
+    "The same by hand: after a chosen batch everything is put back as it was before it"
+    order, run_valid = StepGuard.order + .1, False
+    def __init__(self, batches, what): self.batches, self.what, self.hit = batches, what, False
+    def before_batch(self):
+        self.now = self.train_iter in self.batches
+        self.hit |= self.now
+        self.buffers = {k: v.clone() for k, v in self.model.named_buffers()}
+    def after_loss(self): self.graph = next((cb for cb in self.learn.cbs if isinstance(cb, GraphL1)), None)
+    def after_backward(self):
+        if self.now and self.what != 'gradient':
+            for k, v in self.model.named_buffers(): v.copy_(self.buffers[k])
+    def before_step(self): self.saved = [copy.deepcopy(o) for o in (dict(self.model.named_parameters()), self.opt.opt.state_dict())]
+    def after_step(self):
+        if self.hit:
+            with torch.no_grad():
+                for k, v in self.model.named_parameters(): v.copy_(self.saved[0][k])
+            self.opt.opt.load_state_dict(self.saved[1])
+        self.hit = False
+
+
+def with_callback(monkeypatch, cb):
+    "Let `train_fold` train with one callback more"
+    real = train.make_learner
+    monkeypatch.setattr(train, 'make_learner', lambda *args: real(*args).add_cb(cb))
+
+
+@pytest.mark.parametrize('arm,what,accum', [('none', 'films', 1), ('none', 'loss', 1), ('none', 'gradient', 1), ('none', 'films', 2), ('none', 'gradient', 2), ('l1', 'films', 1)])
+def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path, monkeypatch, arm, what, accum):
+    "Weights, moments, step counters, batch-norm statistics, average: the same bytes as when that step is undone by hand"
+    batches, got = {0, 3, 11}, {}
+    for name, cb in dict(guard=Spoil(batches, what), by_hand=LeaveOut(batches, what)).items():
+        with monkeypatch.context() as m:
+            with_callback(m, cb)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter('always')
+                got[name] = run(tmp_path/name, arm=arm, accum=accum)
+            if name == 'guard': assert any('epoch 1: 2 of' in str(w.message) for w in said)
+    assert read(got['guard']) == read(got['by_hand'])
+    assert list(got['guard'].history.skipped) == [2, 1, 0] and np.isfinite(got['guard'].history.drop(columns='skipped').to_numpy()).all()
+
+
+def test_couplings_of_prox_do_not_move_in_a_step_left_out(tmp_path, monkeypatch):
+    seen = {}
+    class Watch(Callback):
+        order = StepGuard.order + 1
+        def before_batch(self): seen[self.train_iter] = self.model.graph.A.detach().clone()
+    with_callback(monkeypatch, Spoil({12}, 'films'))
+    with_callback(monkeypatch, Watch())
+    with pytest.warns(match='1 of 10 steps left out'): result = run(tmp_path, arm='prox', epochs=2)
+    assert torch.equal(seen[12], seen[13]) and not torch.equal(seen[13], seen[14]) and torch.isfinite(seen[19]).all()
+    assert all(torch.isfinite(v).all() for v in load_model(result.path).state_dict().values())
+
+
+def test_statistics_of_a_batch_that_overflow_are_put_back_though_its_loss_is_finite(tmp_path, monkeypatch):
+    class Overflow(Callback):
+        order = 5
+        def after_backward(self):
+            if self.train_iter == 4: next(m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)).running_var.fill_(math.inf)
+    with_callback(monkeypatch, Overflow())
+    with pytest.warns(match='the last began with epoch 1, batch 5'): result = run(tmp_path, epochs=1)
+    assert list(result.history.skipped) == [1] and all(torch.isfinite(v).all() for v in load_model(result.path).state_dict().values())
+
+
+@pytest.mark.parametrize('what', ['films', 'loss', 'gradient'])
+def test_nothing_but_bad_steps_ends_training_and_names_epoch_batch_and_films(tmp_path, monkeypatch, what):
+    with_callback(monkeypatch, Spoil(range(10, 99), what))
+    with pytest.raises(DataError, match='lower lr') as e: run(tmp_path)
+    cfg = TrainConfig(**TINY | dict(out_dir=str(tmp_path)))
+    table, pixels = load_data(cfg)
+    loader = fold_dls(pixels, table, load_folds(cfg, table), 0, bs=8, seed=42).train
+    loader.epoch = 1
+    films = ', '.join(table.image[loader.get_idxs()[:3]])
+    assert f'in 10 steps in a row, from epoch 2, batch 1 (films {films} and 5 more) on' in str(e.value) and '\n' not in str(e.value)
+    assert {f.name for f in cfg.path.iterdir()} == {'checkpoint.pt'}
+
+
+def test_a_run_of_bad_steps_is_counted_across_epochs_and_a_resume(tmp_path):
+    table, pixels = load_data(TrainConfig(**TINY))
+    cfg, folds = TrainConfig(**TINY | dict(epochs=2)), np.arange(len(table)) % 3
+    def fit(bad):
+        learn = make_learner(cfg, fold_dls(pixels, table, folds, 0, bs=8, seed=42), table.attrs['labels'], bar=False).add_cb(Spoil(bad, 'gradient'))
+        learn.step_guard.patience = 5
+        return learn, fit_fold(cfg, learn, Checkpoint(tmp_path/'c.pt', 'x'))
+    n = len(fold_dls(pixels, table, folds, 0, bs=8).train)
+    class Stop(Exception): pass
+    with pytest.MonkeyPatch.context() as m:
+        real = Checkpoint.after_epoch
+        def die(self): real(self); raise Stop('enough')
+        m.setattr(Checkpoint, 'after_epoch', die)
+        with pytest.raises(Stop), pytest.warns(match='2 of'): fit({n - 2, n - 1})
+    with pytest.raises(DataError, match=f'in 5 steps in a row, from epoch 1, batch {n - 1} '): fit({0, 1, 2})
+
+
+def test_steps_that_a_gradient_scaler_cancels_are_counted(tmp_path, monkeypatch):
+    class Scaler(Callback):
+        order, run_valid = 10, False
+        def before_step(self):
+            if self.train_iter in (0, 1, 12): raise CancelStepException
+    with_callback(monkeypatch, Scaler())
+    with pytest.warns(match='steps left out'): assert list(run(tmp_path, arm='prox').history.skipped) == [2, 1, 0]
+
+
+def test_a_learning_rate_beyond_bearing_is_said_in_one_line(tmp_path):
+    with pytest.raises(DataError, match='not finite.*lower lr') as e, warnings.catch_warnings():
+        warnings.simplefilter('ignore'); run(tmp_path, lr=1e30, warmup=0., amp='no', grad_clip=0.)
+    assert '\n' not in str(e.value)
+
+
+class ReadBack(TorchDispatchMode):
+    "Notes every operation whose result the host needs before it can go on"
+    def __init__(self): super().__init__(); self.on, self.seen = False, []
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = func.name() in ('aten::_local_scalar_dense', 'aten::nonzero', 'aten::masked_select', 'aten::equal', 'aten::is_nonzero')
+        if func.name().startswith('aten::index.') or func.name().startswith('aten::index_put'): waits |= any(i is not None and i.dtype == torch.bool for i in args[1])
+        if self.on and waits: self.seen.append(func.name())
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize('arm', ['none', 'l1', 'prox'])
+def test_nothing_in_a_step_reads_a_value_back(arm):
+    table, pixels = load_data(TrainConfig(**TINY))
+    cfg, mode = TrainConfig(**TINY | dict(arm=arm, accum=2, jitter=.1, epochs=1)), ReadBack()
+    class Switch(Callback):
+        order, run_valid = -100, False
+        def before_batch(self): mode.on, self.learn.step_guard.glance = True, lambda counts: None
+    class Off(Callback):
+        order, run_valid = 100, False
+        def after_batch(self): mode.on = False
+    learn = make_learner(cfg, fold_dls(pixels, table, np.arange(len(table)) % 3, 0, bs=8, seed=42), table.attrs['labels'], bar=False).add_cbs([Switch(), Off()])
+    with mode:
+        fit_fold(cfg, learn)
+        assert mode.seen == []
+        mode.on = True; torch.ones(()).item(); torch.ones(2)[torch.tensor([True, False])]
+    assert 'aten::_local_scalar_dense' in mode.seen and len(mode.seen) >= 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_no_callback_waits_for_the_gpu(tmp_path, monkeypatch):
+    for kind in (StepGuard, History, EMA, GraphL1):
+        for name in ('after_backward', 'before_step', 'after_step', 'after_loss', 'after_batch'):
+            if name in vars(kind): monkeypatch.setattr(kind, name, not_waiting(vars(kind)[name]))
+    assert run(tmp_path, arm='prox').history.skipped.sum() == 0
+
+
+def not_waiting(method):
+    def guarded(self):
+        torch.cuda.set_sync_debug_mode('error')
+        try: return method(self)
+        finally: torch.cuda.set_sync_debug_mode('default')
+    return guarded
+
+
+def test_the_average_equals_timms_to_1e_7_buffers_included(tmp_path, monkeypatch):
+    class Beside(Callback):
+        order, run_valid = EMA.order + 1, False
+        def before_fit(self): self.theirs, self.step = ModelEmaV3(self.model, decay=.99, use_warmup=True), 0
+        def after_step(self): self.step += 1; self.theirs.update(self.model, step=self.step)
+    beside = Beside()
+    with_callback(monkeypatch, beside)
+    ours, theirs = load_model(run(tmp_path, arm='l1').path).state_dict(), beside.theirs.module.state_dict()
+    assert beside.step == 30 and set(ours) == set(theirs) and any('running_var' in k for k in ours) and 'graph.A' in ours
+    for k, v in theirs.items(): torch.testing.assert_close(ours[k], v, atol=1e-7, rtol=0, msg=lambda m: f'{k}: {m}')
+
+
+# --- memory and disk ---
+
+@pytest.mark.parametrize('error', ['gpu', 'cpu'])
+def test_out_of_memory_names_the_batch_size_to_try(tmp_path, monkeypatch, error):
+    def forward(self, x):
+        if error == 'gpu': raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of ...')
+        return torch.empty(2**55)
+    monkeypatch.setattr(train.CXRNet, 'forward', forward)
+    with pytest.raises(DataError, match='out of memory on .* with bs=8, .*: try bs=4 with accum=2') as e: run(tmp_path)
+    assert '\n' not in str(e.value) and not [f for f in (tmp_path/'t'/'none').rglob('*') if f.is_file()]
+
+
+def test_other_errors_of_the_network_pass_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.CXRNet, 'forward', lambda self, x: x @ x[:, :, :3])
+    with pytest.raises(RuntimeError, match='size|shape'): run(tmp_path)
+
+
+def full_disk(monkeypatch, name, when=lambda: True):
+    "From now on the device is full when the file `name` is written"
+    real = data.atomic_write
+    @contextmanager
+    def write(path):
+        with real(path) as tmp:
+            if path.name == name and when(): tmp.symlink_to('/dev/full')
+            yield tmp
+    for module in (train, model): monkeypatch.setattr(module, 'atomic_write', write)
+
+
+def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(reference, tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        full_disk(m, 'checkpoint.pt', lambda: (tmp_path/'t'/'none'/'seed42'/'fold0'/'checkpoint.pt').exists())
+        with pytest.raises(DataError, match=r'cannot write .*checkpoint.pt \(No space left on device\): free some space') as e: run(tmp_path)
+    assert '\n' not in str(e.value)
+    folder = tmp_path/'t'/'none'/'seed42'/'fold0'
+    assert [f.name for f in folder.iterdir()] == ['checkpoint.pt'] and torch.load(folder/'checkpoint.pt', weights_only=True)['epoch'] == 1
+    assert read(run(tmp_path)) == read(reference['none'])
+
+
+@pytest.mark.parametrize('name', ['config.json', 'history.csv', 'oof.parquet', 'couplings.csv', 'model.json', 'done.json'])
+def test_a_full_disk_at_the_results_loses_nothing(reference, tmp_path, monkeypatch, name):
+    with monkeypatch.context() as m:
+        full_disk(m, name)
+        with pytest.raises(DataError, match=r'cannot write .*\(.*No space left on device\): free some space') as e: run(tmp_path, arm='prox')
+    folder = tmp_path/'t'/'prox'/'seed42'/'fold0'
+    assert '\n' not in str(e.value) and str(folder) in str(e.value)
+    assert not (folder/name).exists() and (folder/'checkpoint.pt').exists() and not list(folder.glob('*tmp*'))
+    assert read(run(tmp_path, arm='prox')) == read(reference['prox']) and {f.name for f in folder.iterdir()} == {f.name for f in reference['prox'].path.iterdir()}
+
+
+@pytest.mark.parametrize('name,limit', [('model.safetensors', 300_000), ('checkpoint.pt', 100_000)])
+def test_a_limit_on_the_size_of_files_is_said_in_one_line(reference, tmp_path, monkeypatch, name, limit):
+    "A real refusal by the operating system, at the weights and at the checkpoint"
+    real, soft = train._write_results, resource.getrlimit(resource.RLIMIT_FSIZE)
+    def limited(f):
+        def call(*args):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, soft[1]))
+            try: return f(*args)
+            finally: resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+        return call
+    with monkeypatch.context() as m:
+        if name == 'model.safetensors': m.setattr(train, '_write_results', limited(train._write_results))
+        else: m.setattr(Checkpoint, 'after_epoch', limited(Checkpoint.after_epoch))
+        with pytest.raises(DataError, match=rf'cannot write .*{name} \(File too large\): free some space') as e: run(tmp_path)
+    assert '\n' not in str(e.value) and not list((tmp_path/'t').rglob('*tmp*'))
+    assert read(run(tmp_path)) == read(reference['none'])
+
+
+@pytest.mark.parametrize('where', ['.', 't', 't/none', 't/none/seed42/fold0'])
+def test_a_file_where_a_folder_should_be_is_said_in_one_line(tmp_path, where):
+    place = tmp_path/'out'/where
+    place.parent.mkdir(parents=True, exist_ok=True); place.write_text('in the way')
+    with pytest.raises(DataError, match=r'cannot write .*\((File exists|Not a directory)\): give an out_dir that can be written') as e: run(tmp_path/'out')
+    assert '\n' not in str(e.value) and place.read_text() == 'in the way'
+
+
+@pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path, monkeypatch, number):
+    real = os.mkdir
+    def mkdir(path, *args, **kwargs):
+        if str(tmp_path) in str(path): raise OSError(number, os.strerror(number), str(path))
+        return real(path, *args, **kwargs)
+    monkeypatch.setattr(os, 'mkdir', mkdir)
+    with pytest.raises(DataError, match=rf'cannot write .*\({os.strerror(number)}\): give an out_dir that can be written') as e: run(tmp_path/'out')
+    assert '\n' not in str(e.value)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self): return os.mkdir, (str(tmp_path/'executed'),)
+    checkpoint = tmp_path/'t'/'none'/'seed42'/'fold0'/'checkpoint.pt'
+    checkpoint.parent.mkdir(parents=True)
+    for save in (lambda: torch.save(dict(key='x', model=Evil()), checkpoint), lambda: checkpoint.write_bytes(pickle.dumps(Evil()))):
+        save()
+        with pytest.raises(DataError, match=r'checkpoint.pt is damaged'): run(tmp_path)
+        assert not (tmp_path/'executed').exists()
+    pickle.loads(checkpoint.read_bytes())
+    assert (tmp_path/'executed').exists(), 'the pickle would have run code'
+
+
+@pytest.mark.parametrize('size', [0, -1, 1000])
+def test_a_truncated_checkpoint_is_refused_and_the_fold_starts_anew_without_it(reference, tmp_path, monkeypatch, size):
+    interrupt(monkeypatch, tmp_path)
+    checkpoint = tmp_path/'t'/'none'/'seed42'/'fold0'/'checkpoint.pt'
+    os.truncate(checkpoint, checkpoint.stat().st_size + size if size < 0 else size)
+    with pytest.raises(DataError, match='checkpoint.pt is damaged.*remove it to train this fold from its start') as e: run(tmp_path)
+    assert '\n' not in str(e.value)
+    checkpoint.unlink()
+    if size > 0: assert read(run(tmp_path)) == read(reference['none'])
+
+
+def interrupt(monkeypatch, out, after=1, **kw):
+    "Train until the checkpoint of an epoch is written"
+    real = Checkpoint.after_epoch
+    def die(self):
+        real(self)
+        if self.epoch + 1 == after: raise Stop('enough')
+    with monkeypatch.context() as m:
+        m.setattr(Checkpoint, 'after_epoch', die)
+        with pytest.raises(Stop): run(out, **kw)
+
+
+def test_a_checkpoint_of_the_version_before_is_resumed(reference, tmp_path, monkeypatch):
+    interrupt(monkeypatch, tmp_path, arm='prox')
+    checkpoint = tmp_path/'t'/'prox'/'seed42'/'fold0'/'checkpoint.pt'
+    state = torch.load(checkpoint, weights_only=True)
+    del state['guard'], state['between'], state['history'][0]['skipped']
+    torch.save(state, checkpoint)
+    result = run(tmp_path, arm='prox')
+    assert read(result) == read(reference['prox']) and np.array_equal(result.history.skipped, [math.nan, 0, 0], equal_nan=True)
+
+
+def test_a_resume_does_not_overwrite_the_checkpoint_with_an_earlier_epoch(tmp_path, monkeypatch):
+    "fastai calls `after_epoch` for the epochs it skips as well"
+    interrupt(monkeypatch, tmp_path, after=2)
+    checkpoint, seen = tmp_path/'t'/'none'/'seed42'/'fold0'/'checkpoint.pt', []
+    class Watch(Callback):
+        order = 99
+        def after_epoch(self): seen.append(torch.load(checkpoint, weights_only=True)['epoch'])
+    with_callback(monkeypatch, Watch())
+    run(tmp_path)
+    assert seen == [2, 2, 3]
+
+
+@pytest.mark.parametrize('arm', ['none', 'prox'])
+def test_gradients_added_up_across_an_epochs_end_survive_a_resume(tmp_path, monkeypatch, arm):
+    whole = run(tmp_path/'whole', arm=arm, accum=3)
+    interrupt(monkeypatch, tmp_path/'resumed', arm=arm, accum=3)
+    assert torch.load(tmp_path/'resumed'/'t'/arm/'seed42'/'fold0'/'checkpoint.pt', weights_only=True)['between']['count'] == 8
+    assert read(run(tmp_path/'resumed', arm=arm, accum=3)) == read(whole)
+
+
+# --- later parameters ---
+
+@pytest.mark.parametrize('change', [dict(deterministic=True), dict(on_device=True)])
+def test_determinism_and_the_place_of_the_films_change_no_byte_on_a_cpu(reference, tmp_path, monkeypatch, change):
+    seen = []
+    class Watch(Callback):
+        def before_train(self): seen.append((torch.are_deterministic_algorithms_enabled(), self.dls.train.store.on_device))
+    with_callback(monkeypatch, Watch())
+    assert read(run(tmp_path, **change)) == read(reference['none'])
+    assert set(seen) == {(change.get('deterministic', False), change.get('on_device', False))} and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize('form', [dict(message='logit'), dict(message='centred'), dict(symmetric=True), dict(message='centred', symmetric=True)])
+def test_forms_of_the_graph_train_and_are_saved(reference, tmp_path, form):
+    result = run(tmp_path, arm='prox', epochs=1, **form)
+    cfg, net = TrainConfig(**TINY | dict(out_dir=str(tmp_path))), load_model(result.path)
+    table, pixels = load_data(cfg)
+    folds, oof = load_folds(cfg, table), pd.read_parquet(result.path/'oof.parquet')
+    assert (net.graph.message, net.graph.symmetric) == (form.get('message', 'prob'), form.get('symmetric', False))
+    if net.graph.message == 'centred': np.testing.assert_allclose(net.graph.prevalence, table.loc[folds.to_numpy() > 0, table.attrs['labels']].mean(), atol=1e-7)
+    logits = predict_logits(net, pixels, oof.row.to_numpy(), bs=16)
+    np.testing.assert_allclose(logits['r'], oof.filter(regex='^r:').to_numpy(), atol=1e-5)
+    A = net.graph.weight()
+    assert torch.equal(A, A.T) == net.graph.symmetric or not A.any()
+
+
+def test_a_centred_message_needs_a_prevalence():
+    with pytest.raises(DataError, match='prevalence='): make_model(TrainConfig(**TINY | dict(arm='l1', message='centred')), ['a', 'b'])
+    assert make_model(TrainConfig(**TINY | dict(arm='l1', message='centred')), ['a', 'b'], [.5, .25]).graph.prevalence.tolist() == [.5, .25]
+    assert make_model(TrainConfig(**TINY | dict(message='centred')), ['a', 'b']).graph is None
+
+
+def test_the_bar_shows_speed_and_time_left(tmp_path, capsys):
+    train_fold(TINY | dict(out_dir=str(tmp_path)))
+    said = capsys.readouterr().err
+    assert 'epoch 1/3: ' in said and 'img/s' in said and re.search(r'epoch 2/3, fold \d\d:\d\d left: ', said)
+
+
+@pytest.mark.parametrize('arm', ['none', 'prox'])
+def test_the_learning_rate_finder_gives_the_same_curve_and_writes_nothing(tmp_path, monkeypatch, arm):
+    monkeypatch.chdir(tmp_path)
+    cfg = TrainConfig(**TINY | dict(out_dir=str(tmp_path/'out'), arm=arm, accum=2))
+    curve = lr_range(cfg, n=30)
+    pd.testing.assert_frame_equal(lr_range(cfg, n=30), curve)
+    assert len(curve) == 30 and curve.lr.iloc[[0, -1]].tolist() == pytest.approx([1e-5, 10**(-5/30)], rel=.01) and 1e-5 < curve.attrs['suggestion'] < 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('ask,says', [(dict(low=0.), 'low is above 0'), (dict(low=1., high=.1), 'below high'), (dict(n=5), 'at least 30'), (dict(low=1e25, high=1e30), 'start below low'), (dict(loss='mse'), 'use asl or bce')])
+def test_the_learning_rate_finder_refuses_in_one_line(ask, says):
+    with pytest.raises(DataError, match=says) as e: lr_range(TrainConfig(**TINY | dict(amp='no', grad_clip=0.)), **ask)
+    assert '\n' not in str(e.value)
