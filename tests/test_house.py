@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from run_notebooks import code_hash
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
-FLOORS = [{'data', 'splits', 'asl', 'graph'}, {'phantom', 'model'}, {'eval'}, {'train', 'controls'}, {'study'}, {'predict'}]
+FLOORS = [{'data', 'splits', 'asl', 'graph'}, {'phantom', 'model'}, {'eval'}, {'train', 'controls'}, {'study'}, {'predict'}, {'localise'}]
 
 
 def floor(room): return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
@@ -90,6 +91,12 @@ def test_notebook_opens_with_a_claim_and_has_its_outputs(nb):
     assert not [o for o in outputs if o.output_type == 'error' or o.get('name') == 'stderr']
 
 
+@pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
+def test_saved_outputs_are_of_the_code_beside_them(nb):
+    nb = nbformat.read(nb, 4)
+    assert nb.metadata.get('cxrlg', {}).get('outputs_of') == code_hash(nb), 'its code changed after its outputs were saved: make notebooks NB=... runs it again'
+
+
 def tracked():
     "Text files of the repository"
     out = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -99,7 +106,7 @@ def tracked():
 def test_nothing_speaks_of_a_machine():
     places = re.compile(r'/(?:root|work|home/\w+|Users/\w+|tmp)/|\bfile:///|https?://[\w.:-]*(?:pypi|index|proxy)[\w.:-]*/simple')
     bad = {f.relative_to(ROOT).as_posix(): m.group() for f in tracked() if f.name != Path(__file__).name
-           and f.suffix not in {'.png', '.parquet'} and (m := places.search(f.read_text(errors='replace')))}
+           and f.suffix not in {'.png', '.npz', '.parquet'} and (m := places.search(f.read_text(errors='replace')))}
     assert bad == {}
 
 

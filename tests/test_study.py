@@ -1,16 +1,29 @@
-"A study end to end: what is refused before anything runs, what a failing fold does to the others, and what the second call does."
+"A study end to end: what is refused before anything runs, a fold that fails, a study that is stopped, locked patients, and what the second call does."
 import json
 import os
+import re
+import resource
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
+import numpy as np
 import pandas as pd
+import psutil
 import pytest
+import yaml
 
 from conftest import ROOT
+from cxrlg import study
 from cxrlg.data import DataError
-from cxrlg.study import read_config, run_study
+from cxrlg.phantom import make_phantom
+from cxrlg.study import StudyError, _failure, expand, read_config, run_study, score_locked
+from cxrlg.train import TrainConfig, train_fold
 
 TINY = dict(study='tiny', arms=['none'], data_args={'n_patients': 40}, size=32, n_splits=2, arch='test_resnet', arch_args={}, epochs=1, bs=8, threads=1)
 
@@ -21,30 +34,71 @@ def command(*args, **env):
     return run.returncode, run.stdout, run.stderr
 
 
+def wait_until(ok, process, log, seconds=240):
+    "Wait for a condition while `process` runs"
+    end = time.monotonic() + seconds
+    while not ok():
+        assert process.poll() is None and time.monotonic() < end, log.read_text()[-2000:]
+        time.sleep(.1)
+
+
+def notebooks_of(folders):
+    "The (papermill, [its kernels]) processes that train in `folders` now"
+    found = []
+    for p in psutil.process_iter(['cmdline']):
+        if not any(str(f/'05_train.ipynb') in (p.info['cmdline'] or []) for f in folders): continue
+        try: kernels = [k for k in p.children(recursive=True) if 'ipykernel_launcher' in k.cmdline()]
+        except psutil.NoSuchProcess: continue
+        if kernels: found.append((p, kernels))
+    return found
+
+
+def are_gone(notebooks, seconds=10):
+    "Assert that papermill processes and their kernels end by themselves"
+    every = [p for runner, kernels in notebooks for p in (runner, *kernels)]
+    assert every
+    _, left = psutil.wait_procs(every, seconds)
+    assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE], left
+
+
+def stop(process, how, log, group=False):
+    "Send a signal to the command, or to its whole group as a terminal does; it ends soon, and says how to go on"
+    start = time.monotonic()
+    (os.killpg if group else os.kill)(process.pid, how)
+    assert process.wait(60) == 130
+    assert time.monotonic() - start < 15
+    assert log.read_text().strip().splitlines()[-1].endswith('cxrlg_study: stopped; the same command goes on from the last finished epoch of each fold')
+    assert 'Traceback' not in log.read_text() and 'failed:' not in log.read_text()
+
+
 @pytest.fixture
 def config(tmp_path):
-    import yaml
     (tmp_path/'tiny.yaml').write_text(yaml.safe_dump(TINY | {'out_dir': str(tmp_path/'runs')}))
     return tmp_path/'tiny.yaml'
 
 
-def test_a_failing_fold_is_named_and_the_others_go_on(config, tmp_path):
-    broken = tmp_path/'runs'/'tiny'/'none'/'seed42'/'fold1'
-    broken.mkdir(parents=True)
-    (broken/'checkpoint.pt').write_bytes(b'no checkpoint')
-    status, out, err = command(config, '--n_boot', 50)
-    assert status == 1
+def test_a_failing_fold_is_named_and_the_others_go_on(config, tmp_path, monkeypatch, capsys):
+    folds = [tmp_path/'runs'/'tiny'/'none'/'seed42'/f'fold{k}' for k in (0, 1)]
+    folds[1].mkdir(parents=True)
+    (folds[1]/'checkpoint.pt').write_bytes(b'no checkpoint')
+    with monkeypatch.context() as m, pytest.raises(SystemExit) as e:
+        m.setattr(signal, 'signal', lambda *_: None)
+        m.setattr(study, 'evaluate', lambda *_: pd.DataFrame())
+        study.main(str(config))
+    err = capsys.readouterr().err
+    assert e.value.code == 1
     assert '05_train.ipynb, cell' in err and 'checkpoint.pt is damaged' in err and '1 of 2 folds failed' in err
-    assert (tmp_path/'runs'/'tiny'/'none'/'seed42'/'fold0'/'done.json').is_file() and not (broken/'done.json').exists()
+    assert (folds[0]/'done.json').is_file() and not (folds[1]/'done.json').exists()
 
-    (broken/'checkpoint.pt').unlink()
-    stamp = (tmp_path/'runs'/'tiny'/'none'/'seed42'/'fold0'/'done.json').stat().st_mtime_ns
+    (folds[1]/'checkpoint.pt').unlink()
+    train_fold(expand(read_config(config))[1], bar=False)
+    stamp = (folds[0]/'done.json').stat().st_mtime_ns
     status, out, err = command(config, '--n_boot', 50)
     assert status == 0, err
     assert 'report.html' in out and 'fold1' in out
-    assert (tmp_path/'runs'/'tiny'/'none'/'seed42'/'fold0'/'done.json').stat().st_mtime_ns == stamp
+    assert (folds[0]/'done.json').stat().st_mtime_ns == stamp
     results = pd.read_csv(tmp_path/'runs'/'tiny'/'results.csv')
-    done = [json.loads((tmp_path/'runs'/'tiny'/'none'/'seed42'/f'fold{k}'/'done.json').read_text())['auc'] for k in (0, 1)]
+    done = [json.loads((fold/'done.json').read_text())['auc'] for fold in folds]
     assert results[['fold0', 'fold1']].iloc[0].tolist() == pytest.approx(done, abs=1e-6)
     assert 'phantom' in (tmp_path/'runs'/'tiny'/'report.html').read_text()
 
@@ -66,3 +120,144 @@ def test_the_command_refuses_in_one_line(tmp_path):
     with pytest.raises(DataError, match='not valid YAML'): read_config(tmp_path/'bad.yaml')
     (tmp_path/'list.yaml').write_text('- a\n- b\n')
     with pytest.raises(DataError, match='not a mapping'): read_config(tmp_path/'list.yaml')
+
+
+def test_a_stopped_study_leaves_nothing_behind_and_goes_on(tmp_path, monkeypatch):
+    (tmp_path/'long.yaml').write_text(yaml.safe_dump(TINY | dict(study='long', epochs=40, folds=[0], out_dir=str(tmp_path/'runs'))))
+    fold, log = tmp_path/'runs'/'long'/'none'/'seed42'/'fold0', tmp_path/'log'
+    call = lambda n: subprocess.Popen([Path(sys.executable).parent/'cxrlg_study', tmp_path/'long.yaml', '--n_jobs', str(n)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=open(log, 'w'),
+                                      start_new_session=True, env=os.environ | dict(PYTHONWARNINGS='ignore'))
+    rows = lambda: len(study.torch.load(fold/'checkpoint.pt', weights_only=True)['history']) if (fold/'checkpoint.pt').is_file() else 0
+    for n, how, group in ((2, signal.SIGINT, True), (1, signal.SIGTERM, False)):
+        before, going = rows(), call(n)
+        wait_until(lambda: notebooks_of([fold]) and rows() > before, going, log)
+        notebooks = notebooks_of([fold])
+        stop(going, how, log, group)
+        are_gone(notebooks)
+        assert rows() > before and not (fold/'done.json').exists()
+    kept = rows()
+    monkeypatch.setattr(study, 'evaluate', lambda *_: pd.DataFrame())
+    run_study(tmp_path/'long.yaml', bar=False)
+    assert kept < 40 and pd.read_csv(fold/'history.csv').epoch.tolist() == list(range(1, 41))
+    assert (fold/'done.json').is_file() and not list(tmp_path.rglob('checkpoint.pt'))
+
+
+def trained(tmp_path, **more):
+    "A finished little study with locked patients, trained in this process"
+    jobs = expand(read_config(TINY | dict(locked=.2, out_dir=str(tmp_path)) | more))
+    for cfg in jobs: train_fold(cfg, bar=False)
+    return jobs
+
+
+def test_locked_patients_are_scored_once_and_by_these_weights(tmp_path):
+    jobs = trained(tmp_path)
+    folder = tmp_path/'tiny'
+    assert score_locked(folder, bar=False) == [cfg.path/'locked.parquet' for cfg in jobs]
+    films = pd.read_csv(folder/'folds.csv')
+    for cfg in jobs:
+        locked, oof = pd.read_parquet(cfg.path/'locked.parquet'), pd.read_parquet(cfg.path/'oof.parquet')
+        assert (locked.row == films.index[films.fold == -1]).all() and len(locked) and (locked.fold == -1).all()
+        assert list(locked.dtypes) == list(oof.dtypes) and list(locked) == list(oof)
+        assert not set(locked.patient) & set(films.patient[films.fold >= 0])
+    stamps = [(cfg.path/'locked.parquet').stat().st_mtime_ns for cfg in jobs]
+    assert score_locked(str(folder), bar=False) == [] == score_locked(jobs, bar=False)
+    assert stamps == [(cfg.path/'locked.parquet').stat().st_mtime_ns for cfg in jobs]
+
+    shutil.copy(jobs[1].path/'locked.parquet', jobs[0].path/'locked.parquet')
+    with pytest.raises(DataError, match='fold0/locked.parquet was made by other weights'): score_locked(folder, bar=False)
+    (jobs[0].path/'locked.parquet').write_bytes(b'no parquet')
+    with pytest.raises(DataError, match='fold0/locked.parquet cannot be read'): score_locked(folder, bar=False)
+    (jobs[0].path/'locked.parquet').unlink()
+    config = json.loads((jobs[0].path/'config.json').read_text())
+    for part in ('pixels', 'table', 'folds'):
+        (jobs[0].path/'config.json').write_text(json.dumps(config | dict(hashes=config['hashes'] | {part: 'another'})))
+        with pytest.raises(DataError, match=f'another {part}'): score_locked(folder, bar=False)
+    assert not (jobs[0].path/'locked.parquet').exists() and not list(tmp_path.rglob('*.tmp-*'))
+
+
+def test_locked_patients_are_not_scored_before_the_end(tmp_path):
+    jobs = trained(tmp_path, folds=[0])
+    with pytest.raises(DataError, match='none/seed42/fold1 of tiny not finished'): score_locked(tmp_path/'tiny', bar=False)
+    (tmp_path/'tiny'/'prox'/'seed42'/'fold0').mkdir(parents=True)
+    with pytest.raises(DataError, match='prox/seed42/fold0 is not finished'): score_locked(tmp_path/'tiny', bar=False)
+    with pytest.raises(DataError, match='give the folder of a study'): score_locked(tmp_path/'nowhere', bar=False)
+    trained(tmp_path, study='open', locked=0.)
+    with pytest.raises(DataError, match='open has no locked patients'): score_locked(tmp_path/'open', bar=False)
+
+
+def test_the_report_is_made_anew_when_something_in_it_changed(tmp_path, monkeypatch):
+    fold, notebook = tmp_path/'none'/'seed42'/'fold0', tmp_path/'06_eval.ipynb'
+    fold.mkdir(parents=True)
+    shutil.copy(study.notebook('06_eval'), notebook)
+    monkeypatch.setattr(study, 'notebook', lambda name: notebook)
+    key = lambda n_boot=20: study._evaluation_key(tmp_path, n_boot)
+    keys = [key(), key(30)]
+    for name, text in (('done.json', '{}'), ('done.json', '{"auc": 1}'), ('locked.parquet', 'a'), ('locked.parquet', 'b'), ('../../../flow.json', '{"left_out": 0}'), ('../../../flow.json', '{"left_out": 1}')):
+        (fold/name).write_text(text)
+        keys.append(key())
+    nb = nbformat.read(notebook, 4)
+    nb.cells[0].source += ' other prose'
+    for cell in nb.cells: cell.get('outputs', []).clear()
+    nbformat.write(nb, notebook)
+    assert key() == keys[-1]
+    nb.cells[-1].source += '#'
+    nbformat.write(nb, notebook)
+    assert len({*keys, key()}) == len(keys) + 1
+
+
+def test_the_films_that_were_left_out_are_counted(tmp_path, monkeypatch):
+    table, pixels, _ = make_phantom(40, size=32)
+    table.attrs['left_out'] = np.int64(7)
+    monkeypatch.setattr(study, 'load_data', lambda cfg: (table, pixels))
+    jobs = expand(read_config(TINY | dict(out_dir=str(tmp_path))))
+    study.prepare(jobs)
+    assert json.loads((tmp_path/'tiny'/'flow.json').read_text()) == {'left_out': 7}
+    del table.attrs['left_out']
+    study.prepare(jobs)
+    assert json.loads((tmp_path/'tiny'/'flow.json').read_text()) == {'left_out': 0}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(config, tmp_path, monkeypatch, capsys):
+    (tmp_path/'file').write_text('not a folder')
+    monkeypatch.setattr(signal, 'signal', lambda *_: None)
+    with pytest.raises(SystemExit) as e: study.main(str(config), out_dir=str(tmp_path/'file'/'runs'))
+    assert e.value.code == 2
+    said, = capsys.readouterr().err.splitlines()
+    assert said.startswith('cxrlg_study: ') and f'{tmp_path}/file/runs' in said and 'Not a directory' in said
+
+
+@contextmanager
+def files_up_to(n):
+    "Let no file grow beyond `n` bytes here and in what is started from here: what a full disk does, without one"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(config, tmp_path):
+    with files_up_to(1000), pytest.raises(DataError, match=rf'{re.escape(str(tmp_path))}/runs/.*File too large') as e: run_study(config, bar=False)
+    assert '\n' not in str(e.value)
+    assert [f for f in (tmp_path/'runs').rglob('*') if f.is_file()] == []
+    with files_up_to(300_000), pytest.raises(StudyError, match='1 of 1 folds failed; .*, cell [0-9]+: [A-Z][A-Za-z]+: .{20}') as e: run_study(config, folds=[0], bar=False)
+    assert '\n' not in str(e.value)
+    assert not list(tmp_path.rglob('done.json')) and not list(tmp_path.rglob('*.tmp-*'))
+
+
+def test_a_notebook_that_is_not_written_says_what_papermill_said(tmp_path):
+    assert _failure(tmp_path/'no.ipynb', 'some\nOSError: disk full\n') == f'{tmp_path}/no.ipynb: papermill could not write the notebook: OSError: disk full'
+    (tmp_path/'half.ipynb').write_text('{"cells": [')
+    assert _failure(tmp_path/'half.ipynb').endswith('no message')
+
+
+def test_a_fold_of_an_older_version_is_of_the_same_study(tmp_path):
+    cfg = TrainConfig(**{k: v for k, v in TINY.items() if k != 'arms'}, out_dir=str(tmp_path))
+    other = study.replace(cfg, fold=1)
+    other.path.mkdir(parents=True)
+    said = study.asdict(other)
+    for name in ('jitter', 'accum', 'message', 'symmetric', 'deterministic', 'on_device'): said.pop(name, None)
+    (other.path/'config.json').write_text(json.dumps(said))
+    study._check_others(cfg)
+    with pytest.raises(DataError, match='accum: 1 there, 2 here'): study._check_others(study.replace(cfg, accum=2))
+    study._check_others(study.replace(cfg, alpha=.5, lam=1e-3, threads=2))
+    with pytest.raises(DataError, match='alpha: 0.3 there, 0.5 here'): study._check_others(study.replace(other, alpha=.5))

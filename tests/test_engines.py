@@ -1,0 +1,189 @@
+"A study on a cluster: the documented commands, the local bytes, workers that die, a study that is stopped, and what is refused."
+import concurrent.futures
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+import torch
+import yaml
+
+from conftest import ROOT
+from cxrlg import study
+from cxrlg.data import DataError
+from cxrlg.study import StudyError
+from cxrlg.train import TrainConfig, train_fold
+from test_study import TINY, are_gone, notebooks_of, stop, wait_until
+
+SMALL = TINY | dict(study='small', epochs=25)
+BIN = Path(sys.executable).parent
+
+
+def documented(word):
+    "The shell commands of the notebook's last section that hold `word`"
+    text = '\n'.join(c.source for c in nbformat.read(ROOT/'nbs'/'07_study.ipynb', 4).cells if c.cell_type == 'markdown')
+    return [line for block in re.findall(r'```sh\n(.*?)```', text, flags=re.S) for line in block.splitlines() if word in line]
+
+
+@pytest.fixture(scope='module')
+def cluster(tmp_path_factory):
+    "Runs a documented command with this machine's address and folder in its place; ends what it started"
+    pytest.importorskip('distributed', reason='pip install cxrlg[dask]')
+    shared, started = tmp_path_factory.mktemp('shared'), []
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = str(s.getsockname()[1])
+    def run(line, **change):
+        here = {'10.0.0.1': '127.0.0.1', '8786': port, '/shared': str(shared), '--port': '--host 127.0.0.1 --dashboard-address 127.0.0.1:0 --port'}
+        for old, new in (here | change).items(): line = line.replace(old, new)
+        words = shlex.split(line)
+        log = open(shared/f'{len(started)}.log', 'w')
+        process = subprocess.Popen([BIN/words[0], *words[1:]], cwd=shared, stdout=log, stderr=log, start_new_session=True, env=os.environ | dict(PYTHONWARNINGS='ignore'))
+        started.append(process)
+        return process, shared/log.name
+    run.shared, run.address = shared, f'tcp://127.0.0.1:{port}'
+    yield run
+    for process in started:
+        if process.poll() is None: process.terminate()
+    for process in started: process.wait(60)
+
+
+class InThread:
+    "A call that runs beside the test, as `wait_until` wants it"
+    def __init__(self, call):
+        self.future = concurrent.futures.Future()
+        def run():
+            try: self.future.set_result(call())
+            except BaseException as e: self.future.set_exception(e)
+        threading.Thread(target=run, daemon=True).start()
+    def poll(self): return self.future.exception() or 0 if self.future.done() else None
+    def result(self, seconds): return self.future.result(seconds)
+
+
+def bytes_of(folder): return [(folder/name).read_bytes() for name in ('model.safetensors', 'oof.parquet')]
+
+
+def test_a_study_on_two_workers_is_stopped_then_loses_a_worker_and_has_the_local_bytes(cluster, tmp_path, monkeypatch):
+    (cluster.shared/'small.yaml').write_text(yaml.safe_dump(SMALL))
+    (scheduler,), workers, (command,) = documented('dask scheduler'), documented('dask worker'), documented('--engine dask')
+    cluster(scheduler)
+    cluster(workers[0], **{'--nworkers 4': '--nworkers 2'})
+    folds = [cluster.shared/'runs'/'small'/'none'/'seed42'/f'fold{k}' for k in (0, 1)]
+
+    epoch = lambda: torch.load(folds[0]/'checkpoint.pt', weights_only=True)
+    going, log = cluster(command + ' --override folds=[0]', nih128='small')
+    wait_until(lambda: notebooks_of(folds) and (folds[0]/'checkpoint.pt').is_file(), going, log)
+    held = notebooks_of(folds)
+    stop(going, signal.SIGINT, log)
+    are_gone(held)
+    before = epoch()['epoch']
+
+    monkeypatch.setattr(study, 'evaluate', lambda *_: pd.DataFrame())
+    going = InThread(lambda: study.run_study(cluster.shared/'small.yaml', out_dir=str(cluster.shared/'runs'), engine='dask', scheduler=cluster.address, bar=False))
+    wait_until(lambda: len(notebooks_of(folds)) == 2 and epoch()['epoch'] > before, going, log)
+    assert len({p.ppid() for p, _ in notebooks_of(folds)}) == 2, 'each worker trains one fold'
+    (runner, kernels), = notebooks_of(folds[:1])
+    lost = runner.parent()
+    lost.kill()
+    are_gone([(runner, kernels)])
+    kept = epoch()['history']
+    assert 0 < len(kept) < 25
+    assert going.result(300).empty
+
+    rows = [line.split(',') for line in (folds[0]/'history.csv').read_text().splitlines()]
+    assert [int(r[0]) for r in rows[1:]] == list(range(1, 26)), 'every epoch once'
+    assert [float(r[rows[0].index('seconds')]) for r in rows[1:len(kept) + 1]] == pytest.approx([r['seconds'] for r in kept]), 'finished epochs were not trained again'
+    assert json.loads((folds[0]/'job.json').read_text())['worker'] != f'{socket.gethostname()}:{lost.pid}'
+    for k, folder in enumerate(folds):
+        train_fold(TrainConfig(**{k: v for k, v in SMALL.items() if k != 'arms'}, fold=k, out_dir=str(tmp_path)), bar=False)
+        assert bytes_of(folder) == bytes_of(tmp_path/'small'/'none'/'seed42'/f'fold{k}')
+        assert not [f.name for f in folder.iterdir() if '.tmp-' in f.name or f.name in ('lock', 'checkpoint.pt')]
+
+
+def test_a_worker_that_offers_a_gpu_gets_the_jobs(cluster):
+    mark = (cluster.shared/'small.yaml', (cluster.shared/'small.yaml').read_text(), study._mark_versions())
+    client = study._connect(cluster.address)
+    assert study._check_workers(client, mark) is None
+    gpu, log = cluster(documented('GPU=1')[0], **{'--nworkers 2': '--nworkers 1'})
+    wait_until(lambda: len(client.scheduler_info()['workers']) == 3, gpu, log)
+    assert study._check_workers(client, mark) == {'GPU': 1}
+    with pytest.raises(DataError, match='does not see'): study._check_workers(client, (mark[0], 'another study', mark[2]))
+    client.close()
+
+
+def test_a_job_that_kills_its_workers_fails_and_is_not_waited_for():
+    distributed = pytest.importorskip('distributed', reason='pip install cxrlg[dask]')
+    import dask
+    from joblib import Parallel, delayed, parallel_config
+    with dask.config.set({'distributed.scheduler.allowed-failures': 0}), distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as here, distributed.Client(here) as client:
+        with parallel_config(study._dask_backend(client)): lines = list(Parallel(return_as='generator_unordered', batch_size=1)([delayed(os._exit)(3), delayed(abs)(-2)]))
+    assert len(lines) == 2
+    line, = [line for line in lines if str(line).startswith('3: ')]
+    assert re.fullmatch("3: Dask gave it up: KilledWorker: Attempted to run task '.*' on 1 different workers, but all those workers died while running it", line)
+
+
+def test_what_is_missing_is_said_in_one_line(monkeypatch, tmp_path):
+    ask = lambda **more: study.run_study(SMALL, out_dir=str(tmp_path), bar=False, **more)
+    with pytest.raises(DataError, match='local, dask, ray'): ask(engine='slurm')
+    monkeypatch.setattr(study, '_CONNECT_S', 2)
+    if 'distributed' in sys.modules:
+        with pytest.raises(DataError, match='needs scheduler=ADDRESS'): ask(engine='dask')
+        with pytest.raises(DataError, match='no Dask scheduler answers at tcp://127.0.0.1:9') as e: ask(engine='dask', scheduler='tcp://127.0.0.1:9')
+        assert '\n' not in str(e.value)
+    for engine, module in (('dask', 'distributed'), ('ray', 'ray')):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(DataError, match=rf'pip install cxrlg\[{engine}\]'): ask(engine=engine, scheduler='tcp://127.0.0.1:9')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_job_of_a_host_has_a_gpu_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(study, '_gpus', lambda: ['0', '3'])
+    monkeypatch.setattr(study.tempfile, 'gettempdir', lambda: str(tmp_path))
+    monkeypatch.setattr(study.time, 'sleep', lambda s, sleep=time.sleep: sleep(.02))
+    at_once, most, seen, gate = set(), [], [], threading.Lock()
+    def job():
+        with study._own_gpu() as gpu:
+            with gate: assert gpu not in at_once; at_once.add(gpu); seen.append(gpu); most.append(len(at_once))
+            threading.Event().wait(.1)
+            with gate: at_once.remove(gpu)
+    jobs = [threading.Thread(target=job) for _ in range(6)]
+    for j in jobs: j.start()
+    for j in jobs: j.join()
+    assert len(seen) == 6 and set(seen) == {'0', '3'} and max(most) == 2
+    monkeypatch.setattr(study, '_gpus', lambda: [])
+    with study._own_gpu() as gpu: assert gpu is None
+
+
+def test_the_gpus_are_those_that_the_environment_names(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    for named, gpus in ((None, ['0', '1']), ('2,5', ['2', '5']), ('GPU-a, GPU-b', ['GPU-a', 'GPU-b'])):
+        monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+        if named: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', named)
+        assert study._gpus() == gpus
+    assert study._workers(1, None) == (2, ['GPU-a', 'GPU-b'])
+
+
+def test_ray_gives_the_local_bytes(tmp_path, monkeypatch):
+    ray = pytest.importorskip('ray', reason='engine ray is not tested: pip install cxrlg[ray]')
+    with pytest.raises(DataError, match='ray start --head'): study.run_study(SMALL, out_dir=str(tmp_path), engine='ray', bar=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    address = ray.get_runtime_context().gcs_address
+    monkeypatch.setattr(ray, 'shutdown', lambda: None)
+    monkeypatch.setattr(ray, 'init', lambda *args, init=ray.init, **more: init(*args, **more, ignore_reinit_error=True))
+    monkeypatch.setattr(study, 'evaluate', lambda *_: pd.DataFrame())
+    study.run_study(SMALL | dict(epochs=2), out_dir=str(tmp_path/'ray'), engine='ray', scheduler=address, bar=False)
+    for k in (0, 1):
+        train_fold(TrainConfig(**{k: v for k, v in SMALL.items() if k != 'arms'} | dict(epochs=2), fold=k, out_dir=str(tmp_path/'here')), bar=False)
+        assert bytes_of(tmp_path/'ray'/'small'/'none'/'seed42'/f'fold{k}') == bytes_of(tmp_path/'here'/'small'/'none'/'seed42'/f'fold{k}')
+    monkeypatch.setattr(study, '_elsewhere', lambda cfg, **_: os._exit(3))
+    with pytest.raises(StudyError, match=r'a worker of the Ray cluster was lost \(\w+\): the same command goes on') as e: study.run_study(SMALL, out_dir=str(tmp_path/'ray2'), engine='ray', scheduler=address, bar=False)
+    assert '\n' not in str(e.value)
