@@ -189,10 +189,10 @@ def _check_data(jobs, table, pixels, folds=None):
         then = read_json(cfg.path/'config.json').get('hashes', {})
         if changed := [k for k in now if then.get(k) != now[k]]: raise DataError(f'{cfg.path} was trained on another {" and other ".join(changed)} than {cfg.data} gives now: use another study name, or remove that folder')
 
-# %% ../nbs/07_study.ipynb #e613d5bd
+# %% ../nbs/07_study.ipynb #06ce5664
 def _check_model(cfg):
     "Build the model of a configuration and pass two black films through it"
-    model = make_model(cfg, ['one', 'two'])
+    model = make_model(cfg, ['one', 'two'], [.5, .5])
     try:
         with torch.no_grad(): model(torch.zeros(2, 1, cfg.size, cfg.size))
     except (RuntimeError, AssertionError, ValueError) as e: raise DataError(f'arch={cfg.arch!r} cannot take films of size={cfg.size}: {str(e).splitlines()[0]}') from e

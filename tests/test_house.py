@@ -112,7 +112,7 @@ def test_nothing_speaks_of_a_machine():
 
 def test_lock_pins_everything_that_setup_asks_for():
     cfg = configparser.ConfigParser(delimiters=['=']); cfg.read(ROOT/'settings.ini')
-    wanted = {re.match(r'[\w-]+', r).group().lower().replace('_', '-') for k in ('requirements', 'dev_requirements', 'dicom_requirements') for r in cfg['DEFAULT'][k].split()}
+    wanted = {re.match(r'[\w-]+', r).group().lower().replace('_', '-') for k in ('requirements', 'dev_requirements', 'dicom_requirements', 'dask_requirements', 'onnx_requirements') for r in cfg['DEFAULT'][k].split()}
     lines = [l for l in (ROOT/'requirements.lock').read_text().splitlines() if l and not l.startswith(('#', ' '))]
     assert all(re.match(r'[\w.-]+==\S+', l) for l in lines)
     assert wanted <= {re.match(r'[\w.-]+', l).group().lower() for l in lines}
