@@ -13,7 +13,7 @@ study: .venv/ready
 
 test: .venv/ready
 	CXRLG_RUNS=$$(mktemp -d) $(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q --durations=12 tests
 
 docs: .venv/ready
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.7 or later on the PATH: https://quarto.org/docs/get-started/"; exit 1; }
