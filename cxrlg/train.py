@@ -51,7 +51,7 @@ from .model import CXRNet, predict_logits, save_model
 from .phantom import make_phantom
 from .splits import folds_hash, make_folds, read_folds
 
-# %% ../nbs/05_train.ipynb #226359ee
+# %% ../nbs/05_train.ipynb #ec2bfc48
 ARMS = ('none', 'l1', 'prox')
 _NO_NUMBER = ('data_dir', 'out_dir', 'study', 'on_device')
 _LATER = ('message', 'symmetric', 'deterministic')
@@ -109,6 +109,7 @@ class TrainConfig:
     out_dir:str = ''
 
     def __post_init__(self):
+        if self.amp is False: self.amp = 'no'
         for f in fields(self):
             if f.type in (float, 'float'): setattr(self, f.name, _number(getattr(self, f.name)))
         for name, ok, say in _RULES:

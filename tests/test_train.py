@@ -549,3 +549,8 @@ def test_the_learning_rate_finder_gives_the_same_curve_and_writes_nothing(tmp_pa
 def test_the_learning_rate_finder_refuses_in_one_line(ask, says):
     with pytest.raises(DataError, match=says) as e: lr_range(TrainConfig(**TINY | dict(amp='no', grad_clip=0.)), **ask)
     assert '\n' not in str(e.value)
+
+
+def test_a_bare_no_in_yaml_turns_mixed_precision_off():
+    "YAML reads `amp: no` as false"
+    assert TrainConfig(amp=False) == TrainConfig(amp='no') and TrainConfig(amp=False).hash == TrainConfig(amp='no').hash
