@@ -123,3 +123,10 @@ def test_the_site_has_no_broken_link(tmp_path):
     for name in ('_quarto.yml', 'README.md'): shutil.copy(ROOT/name, tmp_path/name)
     out = subprocess.run([Path(sys.executable).parent/'smalldocs', 'check', 'nbs'], cwd=tmp_path, capture_output=True, text=True)
     assert [line for line in out.stdout.splitlines() if 'link' in line] == [] and ' page(s)' in out.stdout + out.stderr
+
+
+@pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not on the PATH')
+def test_quarto_renders_the_site(copy):
+    subprocess.run([Path(sys.executable).parent/'nbdev_docs'], cwd=copy, check=True)
+    pages = {p.stem for p in (copy/'_docs').glob('*.html')}
+    assert {nb.stem for nb in NOTEBOOKS} | {p.stem for p in (ROOT/'nbs').glob('*.qmd')} <= pages
