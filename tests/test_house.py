@@ -40,7 +40,7 @@ def test_imports_go_one_way(path):
 def copy(tmp_path_factory):
     "A copy of the sources, so that the gates can run without touching the checkout"
     dst = tmp_path_factory.mktemp('copy')
-    for name in ('nbs', 'cxrlg', 'settings.ini', '_quarto.yml', 'README.md'):
+    for name in ('nbs', 'cxrlg', 'images', 'settings.ini', '_quarto.yml', 'README.md'):
         (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, dst/name, **({'symlinks': True} if (ROOT/name).is_dir() else {}))
     return dst
 
@@ -119,7 +119,7 @@ def test_lock_pins_everything_that_setup_asks_for():
 
 
 def test_the_site_has_no_broken_link(tmp_path):
-    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', symlinks=True)
+    for name in ('nbs', 'images'): shutil.copytree(ROOT/name, tmp_path/name, symlinks=True)
     for name in ('_quarto.yml', 'README.md'): shutil.copy(ROOT/name, tmp_path/name)
     out = subprocess.run([Path(sys.executable).parent/'smalldocs', 'check', 'nbs'], cwd=tmp_path, capture_output=True, text=True)
     assert [line for line in out.stdout.splitlines() if 'link' in line] == [] and ' page(s)' in out.stdout + out.stderr
