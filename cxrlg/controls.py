@@ -6,11 +6,12 @@
 __all__ = ['CORRECTIONS', 'MARGINS', 'Outputs', 'oof_outputs', 'permute_labels', 'ising_graph', 'fit_scale', 'fit_form',
            'fit_chosen', 'fit_placebo', 'fit_stacking', 'fit_ising', 'by_view', 'nested', 'Controls',
            'coupling_controls', 'plot_changes', 'plot_label_changes', 'plot_learned', 'locked_outputs', 'confirm',
-           'save_outputs', 'load_outputs']
+           'save_outputs', 'load_outputs', 'save_study', 'load_study']
 
 # %% ../nbs/06a_controls.ipynb #f17e0e60
 import json
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -405,6 +406,9 @@ def confirm(
     return _judge(locked, scores, judged, metrics, MARGINS | (margins or {}), n_boot, seed)[0]
 
 # %% ../nbs/06a_controls.ipynb #9a05f8ee
+def _whole(z): return np.round(np.clip(z, -31, 31) * 1024).astype(np.int16)
+def _real(z): return z.astype(float) / 1024
+
 def save_outputs(
     out:Outputs, # out-of-fold logits and targets
     path, # `.npz` file to write, whole or not at all
@@ -412,12 +416,12 @@ def save_outputs(
     **more, # further arrays, numbers or texts to keep
 ):
     "Write out-of-fold logits without films or patient ids"
-    whole, known = lambda z: np.round(np.clip(z, -31, 31) * 1024).astype(np.int16), lambda y: np.where(np.isnan(y), -1, y).astype(np.int8)
+    known = lambda y: np.where(np.isnan(y), -1, y).astype(np.int8)
     patients = pd.factorize(np.concatenate([np.asarray(out.patients).astype(str), np.asarray(locked[2] if locked else [], dtype=str)]))[0].astype(np.int32)
-    parts = dict(labels=json.dumps(out.labels), targets=known(out.targets), logits=whole(out.logits), patients=patients[:len(out.patients)], folds=out.folds.astype(np.int8))
-    parts |= {f'arm:{a}': whole(z) for a, z in out.arms.items()} | {f'more:{k}': v for k, v in more.items()}
+    parts = dict(labels=json.dumps(out.labels), targets=known(out.targets), logits=_whole(out.logits), patients=patients[:len(out.patients)], folds=out.folds.astype(np.int8))
+    parts |= {f'arm:{a}': _whole(z) for a, z in out.arms.items()} | {f'more:{k}': v for k, v in more.items()}
     if out.context is not None: parts |= dict(context=json.dumps(list(out.context)))
-    if locked: parts |= dict(locked_targets=known(locked[0]), locked_logits=whole(locked[1]), locked_patients=patients[len(out.patients):])
+    if locked: parts |= dict(locked_targets=known(locked[0]), locked_logits=_whole(locked[1]), locked_patients=patients[len(out.patients):])
     if locked and len(locked) > 3 and locked[3] is not None: parts |= dict(locked_context=json.dumps(list(locked[3])))
     with atomic_write(path) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, **parts)
 
@@ -428,8 +432,75 @@ def load_outputs(
     try:
         with np.load(Path(path), allow_pickle=False) as f: d = dict(f)
         view = lambda k: np.array(json.loads(str(d[k]))) if k in d else None
-        real, y = lambda z: z.astype(float) / 1024, lambda t: np.where(t < 0, np.nan, t).astype(float)
-        out = Outputs(y(d['targets']), real(d['logits']), d['patients'], d['folds'], json.loads(str(d['labels'])), {k[4:]: real(v) for k, v in d.items() if k.startswith('arm:')}, view('context'))
-        locked = (y(d['locked_targets']), real(d['locked_logits']), d['locked_patients'], view('locked_context')) if 'locked_logits' in d else None
+        y = lambda t: np.where(t < 0, np.nan, t).astype(float)
+        out = Outputs(y(d['targets']), _real(d['logits']), d['patients'], d['folds'], json.loads(str(d['labels'])), {k[4:]: _real(v) for k, v in d.items() if k.startswith('arm:')}, view('context'))
+        locked = (y(d['locked_targets']), _real(d['locked_logits']), d['locked_patients'], view('locked_context')) if 'locked_logits' in d else None
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e: raise DataError(f'{path} is not a file of save_outputs, or is damaged: {str(e).splitlines()[0][:150]}') from e
     return out, locked, {k[5:]: v for k, v in d.items() if k.startswith('more:')}
+
+# %% ../nbs/06a_controls.ipynb #3e0e6cfb
+_PERSON = ['sex', 'age', 'view']
+
+def _parameters(config):
+    "A fold's parameters without its folders, for a file that is passed on"
+    return {k: v for k, v in config.items() if k not in ('data_dir', 'out_dir', 'fold', 'seed', 'arm')}
+
+def _people(films): return films[[c for c in _PERSON if c in films]].to_csv(index=False)
+
+def save_study(
+    study:Study, # from `read_study`
+    path, # `.npz` file to write, whole or not at all
+):
+    "Keep what the tables and figures of a study are made of, on the seeds and folds that its arms share"
+    out, grid = oof_outputs(study), study.grid(*study.arms)
+    films = study.films(grid[1])
+    order, every = np.argsort(films.row.to_numpy(), kind='stable'), [(a, s, f) for a in study.arms for s in grid[0] for f in grid[1]]
+    graphs = [a for a in study.arms if study.cells[a, grid[0][0], grid[1][0]]['couplings'] is not None]
+    logits = lambda arm, kind: _whole(logit(np.clip(study.probs(arm, grid, kind)[:, order].astype(float), 1e-12, 1 - 1e-12)))
+    more = {f'plain_{a}': logits(a, 'plain') for a in study.arms if 'plain' in study.kinds} | {f'before_{a}': logits(a, 'before') for a in graphs if 'before' in study.kinds}
+    more |= {f'A_{a}': np.array([[study.cells[a, s, f]['couplings'].to_numpy() for f in grid[1]] for s in grid[0]], dtype=np.float32) for a in graphs}
+    more |= dict(rows=films.row.to_numpy()[order].astype(np.int32), people=_people(films.iloc[order]), seeds=np.array(grid[0]), config=json.dumps(_parameters(study.cells[every[0]]['config'])))
+    more['history'] = pd.concat([study.cells[a, s, f]['history'].assign(arm=a, seed=s, fold=f) for a, s, f in every]).to_csv(index=False)
+    locked = None
+    if study.has_locked and study.grid(*study.arms, locked=True) == grid:
+        locked, held = locked_outputs(study), study.films('locked')
+        more |= {f'locked_{a}': _whole(locked_outputs(study, a)[1]) for a in study.arms if a != 'none'} | dict(locked_rows=held.row.to_numpy().astype(np.int32), locked_people=_people(held))
+    save_outputs(out, path, locked, **more)
+
+# %% ../nbs/06a_controls.ipynb #c6a6aa6e
+def _table(text): return pd.read_csv(StringIO(str(text))) if len(str(text).strip()) else None
+
+def _film_frame(labels, y, patients, folds, rows, people):
+    "Films and targets in the columns of `oof.parquet`; the name of a film is its row"
+    films = pd.DataFrame(dict(row=rows, image=[f'film{r:06d}' for r in rows], patient=[f'p{p:06d}' for p in patients], fold=folds))
+    if people is not None: films = films.join(people)
+    return films.join(pd.DataFrame(y, columns=[f'y:{l}' for l in labels]))
+
+def _with_logits(films, labels, whole, plain, before):
+    "Add the logits of one model, so that the mean of a film and its mirror image is what was kept"
+    mirror = logit(np.clip(2*expit(whole) - expit(plain), 1e-9, 1 - 1e-9)) if plain is not whole else whole
+    return films.join(pd.DataFrame(np.hstack([plain, mirror, before, before]), columns=[f'{k}:{l}' for k in ('r', 'rf', 'z', 'zf') for l in labels], index=films.index))
+
+def load_study(
+    path, # file that `save_study` wrote
+) -> Study: # with `none` and the other arms; `kinds` says which predictions were kept
+    "A study from its kept outputs"
+    out, locked, more = load_outputs(path)
+    if 'seeds' not in more: raise DataError(f'{path} holds outputs alone, written by save_outputs: load_outputs reads them')
+    seeds, config, history, L = more['seeds'].tolist(), json.loads(str(more['config'])), _table(more['history']) if 'history' in more else None, out.labels
+    arms = {'none': out.logits} | out.arms
+    films = _film_frame(L, out.targets, out.patients, out.folds, more['rows'], _table(more['people']))
+    held = locked and _film_frame(L, locked[0], locked[2], -1, more['locked_rows'], _table(more['locked_people']))
+    cells, ordered = {}, sorted(set(out.folds.tolist()))
+    for arm, z in arms.items():
+        A, lock = more.get(f'A_{arm}'), locked and (locked[1] if arm == 'none' else _real(more[f'locked_{arm}']) if f'locked_{arm}' in more else None)
+        part = lambda kind, i: _real(more[f'{kind}_{arm}'][i]) if f'{kind}_{arm}' in more else z[i]
+        for i, seed in enumerate(seeds):
+            whole = _with_logits(films, L, z[i], part('plain', i) if f'plain_{arm}' in more else z[i], part('before', i))
+            for k, fold in enumerate(ordered):
+                rows = history[(history.arm == arm) & (history.seed == seed) & (history.fold == fold)].drop(columns=['arm', 'seed', 'fold']).dropna(axis=1, how='all').reset_index(drop=True) if history is not None else pd.DataFrame()
+                cells[arm, seed, fold] = dict(oof=whole[whole.fold == fold].reset_index(drop=True), history=rows, labels=L, config=config | dict(arm=arm, seed=seed, fold=fold), couplings=None if A is None else pd.DataFrame(A[i, k].astype(float), L, L),
+                                              locked=None if lock is None else _with_logits(held, L, lock[i, k], lock[i, k], lock[i, k]))
+    graphs = [a for a in arms if f'A_{a}' in more]
+    kinds = ('tta',) + ('plain',)*all(f'plain_{a}' in more for a in arms) + ('before',)*bool(graphs and all(f'before_{a}' in more for a in graphs))
+    return Study(Path(path).with_suffix(''), L, cells, [], kinds)

@@ -261,7 +261,7 @@ def bootstrap(
             start += w.shape[1]
     return out
 
-# %% ../nbs/06_eval.ipynb #471b0e07
+# %% ../nbs/06_eval.ipynb #13eea8d9
 def _mean(
     x:np.ndarray, # any shape
     axis:int, # axis to average over
@@ -337,10 +337,12 @@ def paired_bootstrap(
     level:float=0.95, # confidence level
     seed:int=0, # random seed
     metric:str='auc', # `auc`, `ap`, `log_loss` or `brier`
+    folds_b=None, # [n] folds of `probs_b` where it was trained on others; None: the same
 )->pd.DataFrame: # a row a label and `macro`: `a`, `b`, `diff` (b - a), `low`, `high`, `p`, `p_holm` (over the labels)
     "Difference of two models on the same bootstrap replicates of the patients"
     names = _checked(targets, probs_a, labels)[2]
-    a, b = (_statistics(bootstrap(targets, p, patients, folds, metric, n_boot, seed, names)) for p in (probs_a, probs_b))
+    both = (probs_a, folds), (probs_b, folds if folds_b is None else folds_b)
+    a, b = (_statistics(bootstrap(targets, p, patients, f, metric, n_boot, seed, names)) for p, f in both)
     return _paired(a, b, names, level)
 
 def _paired(
@@ -762,6 +764,7 @@ class Study:
     labels: list # label names, in order
     cells: dict # (arm, seed, fold) -> dict of `oof`, `locked` (None where not scored), `history`, `couplings` (None without a graph), `config`, `labels`
     notes: list # what is missing or left out, one line each
+    kinds: tuple = tuple(_KINDS) # the predictions it holds, as in `probs`
 
     @property
     def name(self): return self.path.name
@@ -813,16 +816,16 @@ class Study:
         kind:str='tta', # `tta`; `plain`: without the flip; `before`: the logits before the graph, with the flip
     )->np.ndarray: # [S, n, L] probabilities, a layer a seed
         "Out-of-fold probabilities of an arm"
+        if kind not in self.kinds: raise DataError(f'{self.path} was kept without the predictions {kind!r}')
         z, zf = ([[self.cells[arm, s, f]['oof'][[f'{k}:{l}' for l in self.labels]].to_numpy() for f in grid[1]] for s in grid[0]] for k in _KINDS[kind])
         return np.stack([tta(np.concatenate(a), np.concatenate(b)) for a, b in zip(z, zf)])
 
     def locked_probs(self,
         arm:str, # arm name
         grid:tuple, # seeds, folds; from `grid(..., locked=True)`
-        kind:str='tta', # as in `probs`
     )->np.ndarray: # [S, n, L] probabilities, a layer a seed, each the mean of the folds' models
         "Probabilities of the locked films by the fold ensemble: graph, sigmoid, flips, folds"
-        z, zf = ([[self.cells[arm, s, f]['locked'][[f'{k}:{l}' for l in self.labels]].to_numpy() for f in grid[1]] for s in grid[0]] for k in _KINDS[kind])
+        z, zf = ([[self.cells[arm, s, f]['locked'][[f'{k}:{l}' for l in self.labels]].to_numpy() for f in grid[1]] for s in grid[0]] for k in _KINDS['tta'])
         return np.stack([ensemble([tta(a, b) for a, b in zip(*folds)]) for folds in zip(z, zf)])
 
 # %% ../nbs/06_eval.ipynb #de9dc259
@@ -971,7 +974,7 @@ def _arm_row(study, stat, arm, level):
     macro = _mean(cells, 2)
     (lo, hi), (plo, phi) = (_limits(x[1:, -1:], level)[:, 0] for x in (st, pool))
     graph = any(study.cells[arm, s, f]['couplings'] is not None for s in seeds for f in folds)
-    once = lambda kind: stat(arm, grid, kind, n=0)[0][0, -1]
+    once = lambda kind: stat(arm, grid, kind, n=0)[0][0, -1] if kind in study.kinds else np.nan
     return dict(arm=arm, seeds=len(seeds), folds=len(folds), **{f'fold{f}': m for f, m in zip(folds, macro.mean(0))}, mean=st[0, -1], low=lo, high=hi,
                 seed_sd=_mean(macro, 1).std(ddof=1) if len(seeds) > 1 else np.nan, pooled=pool[0, -1], pooled_low=plo, pooled_high=phi, no_flip=once('plain'), before_graph=once('before') if graph else np.nan)
 

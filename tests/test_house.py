@@ -2,6 +2,7 @@
 import ast
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from run_notebooks import code_hash
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
-FLOORS = [{'data', 'splits', 'asl', 'graph'}, {'phantom', 'model'}, {'eval'}, {'train', 'controls'}, {'study'}, {'predict'}, {'localise'}]
+FLOORS = [{'data', 'splits', 'asl', 'graph'}, {'phantom', 'model'}, {'eval'}, {'train', 'controls'}, {'study'}, {'predict', 'ablation'}, {'localise'}]
 
 
 def floor(room): return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
@@ -77,9 +78,12 @@ def test_the_papermill_notebooks_need_only_what_the_package_installs():
 
 @pytest.mark.parametrize('path', sorted((ROOT/'configs').glob('*.yaml')), ids=lambda p: p.stem)
 def test_every_config_is_understood(path):
+    from cxrlg.ablation import read_ablation
     from cxrlg.study import expand, read_config
+    written = yaml.safe_load(path.read_text())
+    if 'variants' in written: assert all(list(variants) == ['full', *written['variants']] for variants in read_ablation(path).values()); return
     jobs = expand(read_config(path))
-    assert jobs and jobs[0].study == yaml.safe_load(path.read_text())['study']
+    assert jobs and jobs[0].study == written['study']
 
 
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
@@ -125,8 +129,63 @@ def test_the_site_has_no_broken_link(tmp_path):
     assert [line for line in out.stdout.splitlines() if 'link' in line] == [] and ' page(s)' in out.stdout + out.stderr
 
 
+def pages():
+    "The names that the site's pages will have: nbdev drops the number in front of a notebook's"
+    named = [re.sub(r'^\d+[a-zA-Z0-9]*_', '', nb.stem.lower()) for nb in NOTEBOOKS] + [p.stem for p in (ROOT/'nbs').glob('*.qmd')]
+    assert len(set(named)) == len(named), 'two sources would be one page'
+    return set(named)
+
+
+def test_links_to_the_site_name_its_pages():
+    texts = [f for f in tracked() if f.suffix in {'.md', '.qmd', '.ipynb', '.py', '.yaml', '.cff', '.ini'}]
+    found = {(f.name, name) for f in texts for name in re.findall(r'cxrlg\.github\.io/cxrlg/([\w.-]+)\.html', f.read_text())}
+    assert found and {name for _, name in found} <= pages(), found
+
+
+def test_every_page_is_in_the_navigation():
+    bar = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['navbar']['left']
+    listed = [e['href'] for top in bar for e in top.get('menu', [top])]
+    assert len(bar) <= 7 and len(set(listed)) == len(listed)
+    assert set(listed) == {p.name for p in (ROOT/'nbs').glob('*') if p.suffix in {'.ipynb', '.qmd'}}
+
+
+def test_every_picture_has_a_caption_and_a_text_for_those_who_do_not_see_it():
+    for nb in NOTEBOOKS:
+        for c in nbformat.read(nb, 4).cells:
+            if not any('image/png' in o.get('data', {}) for o in c.get('outputs', [])): continue
+            for key in ('label: fig-', 'fig-cap: "', 'fig-alt: "'): assert f'#| {key}' in c.source, f'{nb.name}, {c.id}: no {key}'
+            assert len([o for o in c.outputs if 'data' in o]) == 1, f'{nb.name}, {c.id}: a labelled picture stands alone in its cell'
+
+
+def test_citations_are_in_the_bibliography_and_all_of_it_is_cited():
+    keys = set(re.findall(r'^@\w+\{(\w+),', (ROOT/'nbs'/'references.bib').read_text(), flags=re.M))
+    cited = {k for p in (ROOT/'nbs').glob('*.qmd') for k in re.findall(r'(?<![\w.])@(\w+\d{4})\b', p.read_text())}
+    assert cited == keys
+
+
+def sources():
+    "Name and Markdown of every page: text, and the cells of notebooks"
+    for p in sorted((ROOT/'nbs').glob('*.qmd')): yield p.name, p.read_text() + (ROOT/'README.md').read_text()*(p.name == 'index.qmd')
+    for nb in NOTEBOOKS: yield nb.name, '\n'.join(c.source for c in nbformat.read(nb, 4).cells)
+
+
+def test_cross_references_have_their_targets():
+    for name, text in sources():
+        there = set(re.findall(r'^#\| label: (\S+)', text, flags=re.M)) | set(re.findall(r'\{#([\w-]+)', text))
+        assert set(re.findall(r'(?<![\w`])@((?:fig|eq|sec|tbl)-[\w-]+)', text)) <= there, name
+
+
+def test_the_site_is_prepared_for_quarto(copy, tmp_path):
+    "nbdev's part of `make docs`, with a stand-in where Quarto would be called: every page and picture lies where Quarto reads it"
+    stand_in = tmp_path/'quarto'
+    stand_in.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 1.7.32\n[ "$1" = render ] && mkdir -p _docs\nexit 0\n'); stand_in.chmod(0o755)
+    run = subprocess.run([Path(sys.executable).parent/'nbdev_docs'], cwd=copy, env=os.environ | dict(PATH=f'{tmp_path}:{os.environ["PATH"]}'), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    for f in [*NOTEBOOKS, *(ROOT/'nbs').glob('*.qmd'), ROOT/'nbs'/'styles.css', ROOT/'nbs'/'references.bib']: assert (copy/'_proc'/f.name).is_file(), f.name
+    for link in re.findall(r'!\[[^]]*\]\((?!http)([^)]+)\)', (ROOT/'README.md').read_text()): assert (copy/'_proc'/link).is_file() and (ROOT/link).is_file(), link
+
+
 @pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not on the PATH')
 def test_quarto_renders_the_site(copy):
     subprocess.run([Path(sys.executable).parent/'nbdev_docs'], cwd=copy, check=True)
-    pages = {p.stem for p in (copy/'_docs').glob('*.html')}
-    assert {nb.stem for nb in NOTEBOOKS} | {p.stem for p in (ROOT/'nbs').glob('*.qmd')} <= pages
+    assert pages() <= {p.stem for p in (copy/'_docs').glob('*.html')}
