@@ -496,18 +496,27 @@ def _graph_callback(cfg):
     return [GraphL1(mode='prox', step=min(1., 0.3*cfg.graph_lr), **how)]
 
 # %% ../nbs/05_train.ipynb #da39aa3d
+@torch.no_grad()
+def _start_at(model, prevalence):
+    "Let a new last layer begin at each finding's log odds"
+    for p in model.backbone.get_classifier().parameters():
+        if p.shape == prevalence.shape: p.copy_(torch.logit(prevalence.clamp(1e-4, 1 - 1e-4)))
+    return model
+
 def make_model(
     cfg:TrainConfig, # parameters
     labels:list, # names of the findings
-    prevalence=None, # [L] share of positives of each finding in the training films; needed for message='centred'
+    prevalence=None, # [L] share of positives of each finding in the training films; needed for message='centred', and where a pretrained backbone's new last layer starts for loss='bce'
 ) -> CXRNet: # with random or pretrained weights, which depend on the seed and not on the arm
     "The model of a configuration"
     centred = cfg.arm != 'none' and cfg.message == 'centred'
     if centred and prevalence is None: raise DataError("message='centred' needs the share of positives of each finding: give it as prevalence=")
     torch.manual_seed(cfg.seed)
     graph = None if cfg.arm == 'none' else LabelGraph(len(labels), cfg.alpha, cfg.message, cfg.symmetric, prevalence if centred else None)
-    try: return CXRNet(cfg.arch, labels, graph, cfg.in_chans, cfg.pretrained, cfg.weights, cfg.drop_rate, cfg.arch_args)
+    try: model = CXRNet(cfg.arch, labels, graph, cfg.in_chans, cfg.pretrained, cfg.weights, cfg.drop_rate, cfg.arch_args)
     except (TypeError, ZeroDivisionError, IndexError, AssertionError) as e: raise DataError(f'arch={cfg.arch!r} does not take arch_args={cfg.arch_args}: {e}') from e
+    new = cfg.loss == 'bce' and (cfg.weights or cfg.pretrained) and prevalence is not None
+    return _start_at(model, torch.as_tensor(prevalence)) if new else model
 
 # %% ../nbs/05_train.ipynb #9d18c45a
 def _prevalence(dls):

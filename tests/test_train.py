@@ -16,8 +16,10 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from fastai.callback.core import Callback, CancelStepException
+from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,6 +65,17 @@ def test_a_resumed_run_gives_the_same_bytes(reference, tmp_path, arm, monkeypatc
     result = run(tmp_path, arm=arm)
     assert read(result) == read(reference[arm]) and list(result.history.epoch) == [1, 2, 3]
     assert not (folder/'checkpoint.pt').exists()
+
+
+@pytest.mark.parametrize('loss, start', [('bce', [.1, .5, .002]), ('asl', [.5, .5, .5])])
+def test_a_new_last_layer_on_pretrained_features_starts_at_the_constant_that_the_loss_likes(tmp_path, loss, start):
+    "Cross-entropy begins at the log odds of each finding, the Asymmetric Loss at one half; random weights begin as timm has them"
+    save_file(timm.create_model('test_resnet').state_dict(), tmp_path/'w.safetensors')
+    cfg, share = TrainConfig(**TINY | dict(loss=loss, weights=str(tmp_path/'w.safetensors'))), torch.tensor([.1, .5, .002])
+    with torch.no_grad(): p = make_model(cfg, ['a', 'b', 'c'], share).eval()(torch.rand(4, 1, 32, 32)).sigmoid()
+    assert torch.allclose(p, torch.tensor(start).expand(4, 3), atol=1e-6)
+    with torch.no_grad(): free = make_model(TrainConfig(**TINY | dict(loss=loss)), ['a', 'b', 'c'], share).eval()(torch.rand(4, 1, 32, 32)).sigmoid()
+    assert not torch.allclose(free, torch.tensor(start).expand(4, 3), atol=1e-3)
 
 
 def test_arms_share_their_start_and_their_batches():
