@@ -16,10 +16,11 @@ import pandas as pd
 import yaml
 from fastcore.script import Param, call_parse
 from scipy.special import expit, logit
+from scipy.stats import norm
 
 from .controls import Outputs
 from .data import DataError
-from .eval import equivalence, holm, paired_bootstrap, read_study, runs_dir
+from .eval import equivalence, holm, paired_bootstrap, paired_error, read_study, runs_dir
 from .study import StudyError, expand, read_config, run_study
 
 # %% ../nbs/07a_ablation.ipynb #e6be7808
@@ -27,6 +28,21 @@ def _mapping(value, what, path):
     "`value` if it is a mapping, else one line"
     if isinstance(value, dict): return value
     raise DataError(f'{path}: {what} is to be a mapping of names to values, not {value!r}')
+
+def _names(d, path):
+    "Refuse a file without a set, and names that are not text or are taken"
+    if not d['sets']: raise DataError(f'{path} has no set: name at least one')
+    if odd := [n for n in [*d['sets'], *d['variants']] if not isinstance(n, str)]: raise DataError(f'{path}: the name {odd[0]!r} is not text: put it in quotes')
+    if taken := {'full', 'no_flip'} & set(d['variants']): raise DataError(f'{path}: {min(taken)} is the name of a row that every table has: choose another')
+
+def _comparable(variants, name, path):
+    "Refuse, before anything is trained, a variant that could not be compared with `full`"
+    first = expand(variants['full'])
+    for v, jobs in ((v, expand(c)) for v, c in variants.items()):
+        if len({j.arm for j in jobs}) > 1: raise DataError(f'{path}: {name}, {v}: a variant has one arm, not {", ".join(dict.fromkeys(j.arm for j in jobs))}')
+        if {j.seed for j in jobs} != {j.seed for j in first}: raise DataError(f'{path}: {name}, {v}: a variant has the seeds of full')
+        for k in ('data', 'uncertain', 'locked', 'official', 'out_dir'):
+            if getattr(jobs[0], k) != getattr(first[0], k): raise DataError(f'{path}: {name}, {v}: {k} changes the films, the targets or their place: give it to the set')
 
 def _configuration(base, given, name, path):
     "Configuration of one variant, checked as a study's is"
@@ -38,7 +54,7 @@ def _configuration(base, given, name, path):
 def read_ablation(
     path:str, # YAML file with `sets` (each `base`, a study's YAML beside it, and `parameters`) and `variants`
     sets:list=None, # names of the sets to keep; None: all
-    **overrides, # parameters that replace those of every variant, such as `data_dir`
+    **overrides, # parameters that replace those of the base, such as `data_dir`; a variant's own change stays
 ) -> dict: # set -> variant -> configuration as from `read_config`, `full` first; the study is named `SET_VARIANT`
     "Read an ablation and refuse what cannot be trained"
     path = Path(path)
@@ -47,16 +63,23 @@ def read_ablation(
     except (UnicodeDecodeError, yaml.YAMLError) as e: raise DataError(f'{path} is not valid YAML: {" ".join(str(e).split())}') from e
     if extra := set(d) ^ {'sets', 'variants'}: raise DataError(f'{path}: an ablation has the two entries sets and variants; {sorted(map(str, extra))[0]} is missing or unknown')
     known, variants = _mapping(d['sets'], 'sets', path), {'full': {}} | _mapping(d['variants'], 'variants', path)
+    _names(d, path)
     if unknown := set(sets or []) - set(known): raise DataError(f'{path} has no set {sorted(unknown)[0]!r}: it has {", ".join(known)}')
     configs = {}
     for name in sets or known:
         base = _mapping(known[name], name, path)
-        if set(base) - {'parameters'} != {'base'}: raise DataError(f'{path}: {name} is to have base and, if need be, parameters, not {", ".join(map(str, base)) or "nothing"}')
+        if set(base) - {'parameters'} != {'base'} or not isinstance(base['base'], str): raise DataError(f'{path}: {name} is to have base and, if need be, parameters, not {", ".join(map(str, base)) or "nothing"}')
         given = _mapping(base.get('parameters', {}), f'{name}.parameters', path) | overrides
         configs[name] = {v: _configuration(path.parent/base['base'], given | _mapping(change, v, path) | dict(study=f'{name}_{v}'), f'{name}, {v}', path) for v, change in variants.items()}
+        _comparable(configs[name], name, path)
     return configs
 
 # %% ../nbs/07a_ablation.ipynb #444cf76f
+def _run(config, n_jobs, n_boot, bar):
+    "Train one variant; what went wrong, or None"
+    try: run_study(config, n_jobs, n_boot, bar)
+    except StudyError as e: return f'{config["study"]}: {e}'
+
 def run_ablation(
     path:str, # as in `read_ablation`
     sets:list=None, # names of the sets to run; None: all
@@ -64,13 +87,13 @@ def run_ablation(
     n_jobs:int=None, # folds trained at a time, as in `run_study`
     n_boot:int=200, # bootstrap replicates of each study's own report; the comparison draws its own
     bar:bool=True, # show progress bars?
-    **overrides, # parameters that replace those of every variant
+    **overrides, # as in `read_ablation`
 ) -> Path: # the folder of the studies
     "Train every variant that is not finished"
     out = Path(out_dir).expanduser() if out_dir else runs_dir()/'ablation'
     configs = read_ablation(path, sets, **overrides, out_dir=str(out))
-    for variants in configs.values():
-        for config in variants.values(): run_study(config, n_jobs, n_boot, bar)
+    failed = [why for variants in configs.values() for config in variants.values() if (why := _run(config, n_jobs, n_boot, bar))]
+    if failed: raise StudyError(f'{len(failed)} variants failed; the others are trained. First: {failed[0]}')
     return out
 
 # %% ../nbs/07a_ablation.ipynb #9434859b
@@ -80,6 +103,7 @@ def _out_of_fold(path, full=None):
     if len(study.arms) != 1: raise DataError(f'{path} has the arms {", ".join(study.arms)}: a variant has one')
     arm, = study.arms
     grid = study.grid(arm)
+    if len(grid[1]) < study.config.get('n_splits', 0) or len(grid[0])*len(grid[1]) < len(study.cells): raise DataError(f'{path} is not finished ({study.notes[0]}): run cxrlg_ablation again')
     films = study.films(grid[1])
     order = np.argsort(films['row'].to_numpy(), kind='stable')
     films, logits = films.iloc[order].reset_index(drop=True), lambda kind: logit(np.clip(study.probs(arm, grid, kind)[:, order].astype(float), 1e-12, 1 - 1e-12))
@@ -101,6 +125,12 @@ def ablation_outputs(
     return out, {v: o['folds'] for v, o in others.items() if (o['folds'] != full['folds']).any()}
 
 # %% ../nbs/07a_ablation.ipynb #a2ffba20
+def _verdict(change, se, margin):
+    "Equivalent by the 90 % interval, else better or worse by the 95 % one, both with the noise of training; empty where that is not known"
+    if not np.isfinite(se): return ''
+    found = [equivalence(change, (change - q*se, change + q*se), margin) for q in norm.ppf([.95, .975])]
+    return found[0] if found[0] == 'equivalent' else found[1]
+
 def ablation_table(
     out:Outputs, # logits of `full`, an arm a variant, from `ablation_outputs`
     folds:dict=None, # variant -> [n] fold of each film, where a variant has its own
@@ -108,18 +138,20 @@ def ablation_table(
     margin:float=0.005, # equivalence margin of the macro AUC
     n_boot:int=2000, # bootstrap replicates
     seed:int=0, # random seed of the bootstrap
-) -> pd.DataFrame: # a row a variant: `auc`, `change`, `low`, `high` (95 %), `seed_sd` of the change (NaN for one seed), `p`, `p_holm`, `verdict`
+) -> pd.DataFrame: # a row a variant: `auc`, `change`, `low`, `high` (95 %, given the models); with several seeds `seed_sd` and `se` of the change (patients and training), and from `se` `p`, `p_holm`, `verdict`
     "What each variant changes in the macro AUC, paired with `full` over patients"
     use = [j for j, y in enumerate(out.targets.T) if min((y == 1).sum(), (y == 0).sum()) >= min_pos]
     if not use: raise DataError(f'no finding has {min_pos} positives and negatives: lower min_pos')
     y, names = out.targets[:, use], [out.labels[j] for j in use]
     p = {v: expit(z[..., use]) for v, z in {'full': out.logits, **out.arms}.items()}
+    S = len(out.logits)
+    if unknown := set(folds or {}) - set(out.arms): raise DataError(f'folds are given for {min(unknown)}, which is no variant: {", ".join(out.arms)}')
     def pair(v, level=.95, s=slice(None), n=n_boot): return paired_bootstrap(y, p['full'][s], p[v][s], out.patients, out.folds, names, n, level, seed, folds_b=(folds or {}).get(v)).loc['macro']
     def row(v):
-        t, wide, each = pair(v), pair(v, .9), [pair(v, s=slice(s, s + 1), n=0)['diff'] for s in range(len(out.logits))]
-        verdict = equivalence(t['diff'], tuple(wide[['low', 'high']]), margin)
-        return dict(variant=v, auc=t.b, change=t['diff'], low=t.low, high=t.high, seed_sd=np.std(each, ddof=1) if len(each) > 1 else np.nan, p=t.p,
-                    verdict=verdict if verdict == 'equivalent' else equivalence(t['diff'], (t.low, t.high), margin))
+        t, each = pair(v), [pair(v, s=slice(s, s + 1), n=0)['diff'] for s in range(S)]
+        se = paired_error(y, p['full'], p[v], out.patients, out.folds, names, n_boot, seed, folds_b=(folds or {}).get(v)).se() if S > 1 else np.nan
+        return dict(variant=v, auc=t.b, change=t['diff'], low=t.low, high=t.high, seed_sd=np.std(each, ddof=1) if S > 1 else np.nan, se=se,
+                    p=2*norm.sf(abs(t['diff'])/se) if se > 0 else np.nan, verdict=_verdict(t['diff'], se, margin))
     table = pd.DataFrame([dict(variant='full', auc=pair('full', n=0).b), *map(row, out.arms)])
     table.insert(table.columns.get_loc('p') + 1, 'p_holm', holm(table.p))
     return table.set_index('variant')
@@ -133,7 +165,7 @@ def plot_ablation(
     fig, axs = plt.subplots(1, len(tables), figsize=(4.6*len(tables) + 1, 1.2 + .3*max(map(len, tables.values()))), sharey=len(tables) > 1, squeeze=False, layout='constrained')
     for ax, (name, t) in zip(axs[0], tables.items()):
         t = t.drop(index='full').iloc[::-1]
-        ax.errorbar(t.change, t.index, xerr=[t.change - t.low, t.high - t.change], fmt='o', ms=4, lw=1)
+        ax.errorbar(t.change, t.index, xerr=np.abs([t.change - t.low, t.high - t.change]), fmt='o', ms=4, lw=1)
         ax.axvline(0, c='grey', lw=.8)
         ax.set(title=(titles or {}).get(name, name), xlabel='change of macro AUC')
     return fig

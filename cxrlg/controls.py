@@ -10,6 +10,9 @@ __all__ = ['CORRECTIONS', 'MARGINS', 'Outputs', 'oof_outputs', 'permute_labels',
 
 # %% ../nbs/06a_controls.ipynb #f17e0e60
 import json
+import re
+import tokenize
+import zlib
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -43,6 +46,8 @@ class Outputs:
         self.targets, self.logits = np.asarray(self.targets, float), np.asarray(self.logits, float)
         if self.logits.ndim == 2: self.logits = self.logits[None]
         if self.logits.ndim != 3 or self.logits.shape[1:] != self.targets.shape: raise DataError(f'targets have shape {self.targets.shape} and logits {self.logits.shape}: they must agree in films and labels')
+        for name, x in self.arms.items():
+            if np.shape(x) != self.logits.shape: raise DataError(f'arm {name} has logits of shape {np.shape(x)} and not {self.logits.shape}: give the same seeds, films and labels')
         for name, x in (('patients', self.patients), ('folds', self.folds), ('context', self.context)):
             if x is not None and len(x) != len(self.targets): raise DataError(f'{len(x)} {name} for {len(self.targets)} films: give one a film')
         self.patients, self.folds = np.asarray(self.patients), np.asarray(self.folds)
@@ -435,15 +440,26 @@ def load_outputs(
         y = lambda t: np.where(t < 0, np.nan, t).astype(float)
         out = Outputs(y(d['targets']), _real(d['logits']), d['patients'], d['folds'], json.loads(str(d['labels'])), {k[4:]: _real(v) for k, v in d.items() if k.startswith('arm:')}, view('context'))
         locked = (y(d['locked_targets']), _real(d['locked_logits']), d['locked_patients'], view('locked_context')) if 'locked_logits' in d else None
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e: raise DataError(f'{path} is not a file of save_outputs, or is damaged: {str(e).splitlines()[0][:150]}') from e
+    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, zlib.error, tokenize.TokenError) as e: raise DataError(f'{path} is not a file of save_outputs, or is damaged: {str(e).splitlines()[0][:150]}') from e
     return out, locked, {k[5:]: v for k, v in d.items() if k.startswith('more:')}
 
 # %% ../nbs/06a_controls.ipynb #3e0e6cfb
 _PERSON = ['sex', 'age', 'view']
 
 def _parameters(config):
-    "A fold's parameters without its folders, for a file that is passed on"
-    return {k: v for k, v in config.items() if k not in ('data_dir', 'out_dir', 'fold', 'seed', 'arm')}
+    "A fold's parameters without folders, for a file that is passed on"
+    return {k: _without_folders(v) for k, v in config.items() if k not in ('data_dir', 'out_dir', 'fold', 'seed', 'arm')}
+
+def _without_folders(v):
+    "Paths, at any depth, as the names of their files; `package:NAME/FILE` stays"
+    if isinstance(v, dict): return {k: _without_folders(x) for k, x in v.items()}
+    if isinstance(v, list): return [_without_folders(x) for x in v]
+    return re.split(r'[/\\\\]', v)[-1] if isinstance(v, str) and re.match(r'[/~.\\\\]|[A-Za-z]:[/\\\\]', v) else v
+
+def _reduced(study, grid):
+    "What a kept study lacks, one line each"
+    fewer = [f'{a}: kept on the seeds {grid[0]} and folds {grid[1]} that all arms share, of {study.grid(a)}' for a in study.arms if study.grid(a) != grid]
+    return study.notes + fewer + ['the locked films are left out: not every fold of every arm has scored them'] * (study.has_locked and study.grid(*study.arms, locked=True) != grid)
 
 def _people(films): return films[[c for c in _PERSON if c in films]].to_csv(index=False)
 
@@ -451,15 +467,15 @@ def save_study(
     study:Study, # from `read_study`
     path, # `.npz` file to write, whole or not at all
 ):
-    "Keep what the tables and figures of a study are made of, on the seeds and folds that its arms share"
+    "Keep what the tables and figures of a study are made of, on the seeds and folds that its arms share; `none` is to be among them"
     out, grid = oof_outputs(study), study.grid(*study.arms)
     films = study.films(grid[1])
     order, every = np.argsort(films.row.to_numpy(), kind='stable'), [(a, s, f) for a in study.arms for s in grid[0] for f in grid[1]]
     graphs = [a for a in study.arms if study.cells[a, grid[0][0], grid[1][0]]['couplings'] is not None]
     logits = lambda arm, kind: _whole(logit(np.clip(study.probs(arm, grid, kind)[:, order].astype(float), 1e-12, 1 - 1e-12)))
     more = {f'plain_{a}': logits(a, 'plain') for a in study.arms if 'plain' in study.kinds} | {f'before_{a}': logits(a, 'before') for a in graphs if 'before' in study.kinds}
-    more |= {f'A_{a}': np.array([[study.cells[a, s, f]['couplings'].to_numpy() for f in grid[1]] for s in grid[0]], dtype=np.float32) for a in graphs}
-    more |= dict(rows=films.row.to_numpy()[order].astype(np.int32), people=_people(films.iloc[order]), seeds=np.array(grid[0]), config=json.dumps(_parameters(study.cells[every[0]]['config'])))
+    more |= {f'A_{a}': np.array([[study.cells[a, s, f]['couplings'].loc[study.labels, study.labels].to_numpy() for f in grid[1]] for s in grid[0]], dtype=np.float32) for a in graphs}
+    more |= dict(rows=films.row.to_numpy()[order].astype(np.int32), people=_people(films.iloc[order]), seeds=np.array(grid[0]), notes=json.dumps(_reduced(study, grid)), config=json.dumps(_parameters(study.cells[every[0]]['config'])))
     more['history'] = pd.concat([study.cells[a, s, f]['history'].assign(arm=a, seed=s, fold=f) for a, s, f in every]).to_csv(index=False)
     locked = None
     if study.has_locked and study.grid(*study.arms, locked=True) == grid:
@@ -473,34 +489,49 @@ def _table(text): return pd.read_csv(StringIO(str(text))) if len(str(text).strip
 def _film_frame(labels, y, patients, folds, rows, people):
     "Films and targets in the columns of `oof.parquet`; the name of a film is its row"
     films = pd.DataFrame(dict(row=rows, image=[f'film{r:06d}' for r in rows], patient=[f'p{p:06d}' for p in patients], fold=folds))
-    if people is not None: films = films.join(people)
-    return films.join(pd.DataFrame(y, columns=[f'y:{l}' for l in labels]))
+    if people is not None and len(people) != len(films): raise DataError(f'{len(people)} rows of people for {len(films)} films: the file is damaged')
+    return (films if people is None else films.join(people)).join(pd.DataFrame(y, columns=[f'y:{l}' for l in labels]))
 
 def _with_logits(films, labels, whole, plain, before):
     "Add the logits of one model, so that the mean of a film and its mirror image is what was kept"
-    mirror = logit(np.clip(2*expit(whole) - expit(plain), 1e-9, 1 - 1e-9)) if plain is not whole else whole
+    mirror = logit(np.clip(2*expit(whole) - expit(plain), 1e-9, 1 - 1e-9))
     return films.join(pd.DataFrame(np.hstack([plain, mirror, before, before]), columns=[f'{k}:{l}' for k in ('r', 'rf', 'z', 'zf') for l in labels], index=films.index))
+
+def _whole_file(path, out, locked, more):
+    "Refuse a file without the parts of a study"
+    if 'seeds' not in more: raise DataError(f'{path} holds outputs alone, written by save_outputs: load_outputs reads them')
+    lack = {'rows', 'people', 'config'} | ({'locked_rows', 'locked_people'} if locked else set())
+    if (lack := lack - set(more)) or len(more['rows']) != len(out.targets) or len(more['seeds']) != len(out.logits):
+        raise DataError(f'{path} is damaged: {", ".join(sorted(lack)) or "rows or seeds do not fit the logits"}')
+
+def _curves(history, arm, seed, fold):
+    "Training curve of one fold; empty where none was kept"
+    if history is None: return pd.DataFrame()
+    here = history[(history.arm == arm) & (history.seed == seed) & (history.fold == fold)]
+    return here.drop(columns=['arm', 'seed', 'fold']).dropna(axis=1, how='all').reset_index(drop=True)
+
+def _kept_cells(arm, z, films, held, lock, more, seeds, labels, config):
+    "The cells of one arm, as `read_study` has them"
+    A, history, ordered = more.get(f'A_{arm}'), _table(more.get('history', '')), sorted(set(films.fold.tolist()))
+    part = lambda kind, i: _real(more[f'{kind}_{arm}'][i]) if f'{kind}_{arm}' in more else z[i]
+    for i, seed in enumerate(seeds):
+        whole = _with_logits(films, labels, z[i], part('plain', i), part('before', i))
+        for k, fold in enumerate(ordered):
+            yield (arm, seed, fold), dict(oof=whole[whole.fold == fold].reset_index(drop=True), history=_curves(history, arm, seed, fold), labels=labels, config=config | dict(arm=arm, seed=seed, fold=fold),
+                couplings=None if A is None else pd.DataFrame(A[i, k].astype(float), labels, labels), locked=None if lock is None else _with_logits(held, labels, *[lock[i, k]]*3))
 
 def load_study(
     path, # file that `save_study` wrote
-) -> Study: # with `none` and the other arms; `kinds` says which predictions were kept
+) -> Study: # with `none` and the other arms; `kinds` says which predictions were kept, `notes` what the study lacked
     "A study from its kept outputs"
     out, locked, more = load_outputs(path)
-    if 'seeds' not in more: raise DataError(f'{path} holds outputs alone, written by save_outputs: load_outputs reads them')
-    seeds, config, history, L = more['seeds'].tolist(), json.loads(str(more['config'])), _table(more['history']) if 'history' in more else None, out.labels
-    arms = {'none': out.logits} | out.arms
+    _whole_file(path, out, locked, more)
+    L, arms = out.labels, {'none': out.logits} | out.arms
     films = _film_frame(L, out.targets, out.patients, out.folds, more['rows'], _table(more['people']))
     held = locked and _film_frame(L, locked[0], locked[2], -1, more['locked_rows'], _table(more['locked_people']))
-    cells, ordered = {}, sorted(set(out.folds.tolist()))
-    for arm, z in arms.items():
-        A, lock = more.get(f'A_{arm}'), locked and (locked[1] if arm == 'none' else _real(more[f'locked_{arm}']) if f'locked_{arm}' in more else None)
-        part = lambda kind, i: _real(more[f'{kind}_{arm}'][i]) if f'{kind}_{arm}' in more else z[i]
-        for i, seed in enumerate(seeds):
-            whole = _with_logits(films, L, z[i], part('plain', i) if f'plain_{arm}' in more else z[i], part('before', i))
-            for k, fold in enumerate(ordered):
-                rows = history[(history.arm == arm) & (history.seed == seed) & (history.fold == fold)].drop(columns=['arm', 'seed', 'fold']).dropna(axis=1, how='all').reset_index(drop=True) if history is not None else pd.DataFrame()
-                cells[arm, seed, fold] = dict(oof=whole[whole.fold == fold].reset_index(drop=True), history=rows, labels=L, config=config | dict(arm=arm, seed=seed, fold=fold), couplings=None if A is None else pd.DataFrame(A[i, k].astype(float), L, L),
-                                              locked=None if lock is None else _with_logits(held, L, lock[i, k], lock[i, k], lock[i, k]))
+    lock = lambda a: locked and (locked[1] if a == 'none' else _real(more[f'locked_{a}']) if f'locked_{a}' in more else None)
+    cells = dict(c for a, z in arms.items() for c in _kept_cells(a, z, films, held, lock(a), more, more['seeds'].tolist(), L, json.loads(str(more['config']))))
     graphs = [a for a in arms if f'A_{a}' in more]
-    kinds = ('tta',) + ('plain',)*all(f'plain_{a}' in more for a in arms) + ('before',)*bool(graphs and all(f'before_{a}' in more for a in graphs))
-    return Study(Path(path).with_suffix(''), L, cells, [], kinds)
+    before = all(f'before_{a}' in more for a in graphs) and (bool(graphs) or list(arms) == ['none'])
+    kinds = ('tta',) + ('plain',)*all(f'plain_{a}' in more for a in arms) + ('before',)*before
+    return Study(Path(path).with_suffix(''), L, cells, json.loads(str(more.get('notes', '[]'))), kinds)

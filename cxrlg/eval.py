@@ -341,6 +341,7 @@ def paired_bootstrap(
 )->pd.DataFrame: # a row a label and `macro`: `a`, `b`, `diff` (b - a), `low`, `high`, `p`, `p_holm` (over the labels)
     "Difference of two models on the same bootstrap replicates of the patients"
     names = _checked(targets, probs_a, labels)[2]
+    if folds is None and folds_b is not None: raise DataError('folds_b without folds compares a pooled figure with a mean over folds: give both')
     both = (probs_a, folds), (probs_b, folds if folds_b is None else folds_b)
     a, b = (_statistics(bootstrap(targets, p, patients, f, metric, n_boot, seed, names)) for p, f in both)
     return _paired(a, b, names, level)
@@ -472,9 +473,11 @@ def paired_error(
     n_boot:int=2000, # bootstrap replicates
     seed:int=0, # random seed
     metric:str='auc', # `auc`, `ap`, `log_loss` or `brier`
+    folds_b=None, # as in `paired_bootstrap`
 )->PairedError: # of the macro difference b - a
     "How exactly the difference of two arms is known, and why not better"
-    a, b = (bootstrap(targets, p, patients, folds, metric, n_boot, seed, labels) for p in (probs_a, probs_b))
+    both = (probs_a, folds), (probs_b, folds if folds_b is None else folds_b)
+    a, b = (bootstrap(targets, p, patients, f, metric, n_boot, seed, labels) for p, f in both)
     return _paired_error(a, b, len(pd.unique(np.asarray(patients))))
 
 # %% ../nbs/06_eval.ipynb #864e80ca
@@ -879,7 +882,7 @@ def _check_locked(cells):
     both = set(scored[0].patient) & set(pd.concat([c['oof'].patient for c in cells.values()]))
     if both:
         for c in cells.values(): c['locked'] = None
-        return [f'{len(both)} patients of the locked films have films in the folds too, for example {min(both)}: the locked films are left out']
+        return [f'{len(both)} patients of the locked films have films in the folds too: the locked films are left out']
     return [f'{a}/seed{s}/fold{f} has not scored the locked films: run the study again' for (a, s, f), c in cells.items() if c['locked'] is None]
 
 def read_study(
@@ -1042,7 +1045,7 @@ def _prevalence(study, folds):
 def _flow(study, folds):
     "Films and patients from reading to evaluation"
     films, path, counts = study.films(folds), study.path / 'folds.csv', study.path / 'flow.json'
-    every = pd.read_csv(path, dtype={'patient': str}) if path.exists() else films
+    every = pd.read_csv(path, dtype={'patient': str}) if path.exists() else pd.concat([films, study.films('locked')]) if study.has_locked else films
     name = lambda f: 'in no fold (locked or official test)' if f < 0 else f'fold{f}' + ('' if f in folds else ' (not evaluated)')
     rows = [dict(part=name(f), films=len(g), patients=g.patient.nunique()) for f, g in every.groupby('fold')]
     total = [dict(part='all', films=len(every), patients=every.patient.nunique()), dict(part='evaluated', films=len(films), patients=films.patient.nunique())]

@@ -3,11 +3,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from conftest import ROOT
-from cxrlg.ablation import read_ablation
+from cxrlg.ablation import ablation_outputs, ablation_table, read_ablation
+from cxrlg.controls import Outputs
+from cxrlg.data import DataError
+from cxrlg.eval import example_study, simulate
 from cxrlg.study import expand
 
 
@@ -30,7 +34,9 @@ def test_each_variant_changes_what_it_says_and_nothing_else():
 
 @pytest.mark.parametrize('text, says', [
     ('sets: {}', 'variants is missing or unknown'), ('[1, 2]', 'mapping'), ('sets: {a: {base: no.yaml}}\nvariants: {}', 'there is no configuration'),
-    ('sets: {a: {base: base.yaml}}\nvariants: {x: {epoch: 1}}', "did you mean 'epochs'"), ('sets: {a: {base: base.yaml}}\nvariants: {x: {epochs: 0}}', 'a, x: epochs=0'), ('sets: {', 'not valid YAML')])
+    ('sets: {}\nvariants: {}', 'has no set'), ('sets: {a: {base: base.yaml}}\nvariants: {no: {ema: 0}}', 'is not text'), ('sets: {a: {base: base.yaml}}\nvariants: {no_flip: {ema: 0}}', 'every table has'),
+    ('sets: {a: {base: base.yaml}}\nvariants: {x: {arms: [none, l1]}}', 'a variant has one arm'), ('sets: {a: {base: base.yaml}}\nvariants: {x: {seeds: [1]}}', 'the seeds of full'),
+    ('sets: {a: {base: base.yaml}}\nvariants: {x: {locked: 0.1}}', 'give it to the set'), ('sets: {a: {base: 3}}\nvariants: {}', 'is to have base'), ('sets: {a: {base: base.yaml}}\nvariants: {x: {epoch: 1}}', "did you mean 'epochs'"), ('sets: {a: {base: base.yaml}}\nvariants: {x: {epochs: 0}}', 'a, x: epochs=0'), ('sets: {', 'not valid YAML')])
 def test_the_command_refuses_a_wrong_file_in_one_line(tmp_path, text, says):
     (tmp_path/'base.yaml').write_text('epochs: 1')
     (tmp_path/'ablation.yaml').write_text(text)
@@ -42,3 +48,35 @@ def test_the_command_refuses_a_wrong_file_in_one_line(tmp_path, text, says):
 def test_the_command_names_an_unknown_set():
     code, lines = command('configs/ablation.yaml', '--sets', 'chest')
     assert code == 2 and "no set 'chest': it has phantom, nih128" in lines[0]
+
+
+@pytest.fixture()
+def sets(tmp_path):
+    "Two simulated studies of one set"
+    for v in ('full', 'same'): example_study(tmp_path/f's_{v}', arms=('none',), seeds=(42, 43), n_patients=300)
+    return tmp_path
+
+
+def test_the_same_models_differ_by_nothing(sets):
+    t = ablation_table(*ablation_outputs(sets, 's', ['same']), n_boot=100)
+    assert t.change['same'] == 0 and t.low['same'] == t.high['same'] == 0 and t.verdict['same'] == 'equivalent' and t.change['no_flip'] != 0
+
+
+def test_an_unfinished_variant_is_not_compared(sets):
+    (sets/'s_same'/'none'/'seed43'/'fold1'/'done.json').unlink()
+    with pytest.raises(DataError, match='not finished .*seed43/fold1'): ablation_outputs(sets, 's', ['same'])
+
+
+def test_training_noise_is_no_effect():
+    "Two trainings of one recipe: without several seeds there is no verdict, with them the noise of training counts"
+    y, z, patients = simulate(400, [.3, .2, .1], 1.5, seed=3)
+    noisy = lambda seed: np.stack([z + np.random.default_rng([seed, s]).normal(size=z.shape) for s in range(3)])
+    out = Outputs(y, noisy(0), patients, patients % 2, list('ABC'), dict(again=noisy(1)))
+    t, one = ablation_table(out, n_boot=300), ablation_table(Outputs(y, out.logits[:1], patients, out.folds, out.labels, dict(again=out.arms['again'][:1])), n_boot=300)
+    assert t.se['again'] > (t.high['again'] - t.low['again'])/3.92*.99 and t.verdict['again'] in ('equivalent', 'undecided')
+    assert one.verdict['again'] == '' and np.isnan(one.p['again']) and np.isfinite(one.low['again'])
+
+
+def test_folds_of_no_variant_are_refused(sets):
+    out, _ = ablation_outputs(sets, 's', ['same'])
+    with pytest.raises(DataError, match='which is no variant'): ablation_table(out, dict(typo=out.folds), n_boot=10)

@@ -5,9 +5,9 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
-from cxrlg.controls import CORRECTIONS, MARGINS, Outputs, confirm, coupling_controls, fit_stacking, ising_graph, load_outputs, nested, permute_labels, save_outputs
+from cxrlg.controls import CORRECTIONS, MARGINS, Outputs, confirm, coupling_controls, fit_stacking, ising_graph, load_outputs, load_study, nested, permute_labels, save_outputs, save_study
 from cxrlg.data import DataError
-from cxrlg.eval import simulate
+from cxrlg.eval import example_study, read_study, simulate
 from cxrlg.graph import planted_logits
 
 
@@ -135,3 +135,54 @@ def test_saved_outputs_come_back_and_judge_alike(out, tmp_path):
     for j in range(4): assert abs(roc_auc_score(out.targets[:, j], back.logits[0, :, j]) - roc_auc_score(out.targets[:, j], out.logits[0, :, j])) < 1e-4
     (tmp_path/'bad.npz').write_bytes(b'nothing')
     with pytest.raises(DataError, match='bad.npz'): load_outputs(tmp_path/'bad.npz')
+
+
+@pytest.fixture()
+def study(tmp_path): return read_study(example_study(tmp_path/'real'/'demo', arms=('none', 'prox'), seeds=(42, 43), n_patients=300, locked=.2))
+
+
+def test_a_kept_study_names_no_film_no_patient_and_no_folder(study, tmp_path):
+    "Only rows, running numbers, and sex, age and view"
+    for c in study.cells.values(): c['config'] |= dict(weights='/home/someone/w.pth', data_args={'csv': '/home/someone/patients.csv'}, data_dir='/films')
+    save_study(study, tmp_path/'kept.npz')
+    with np.load(tmp_path/'kept.npz') as f: texts = ' '.join(str(f[k]) for k in f if f[k].dtype.kind == 'U')
+    names = set(study.films((0,)).image) | set(study.films((0,)).patient)
+    assert not [n for n in names if n in texts] and 'someone' not in texts and '/films' not in texts
+    assert 'w.pth' in texts and 'patients.csv' in texts
+
+
+def test_what_a_kept_study_lacks_is_said(tmp_path):
+    whole = example_study(tmp_path/'demo', arms=('none', 'prox'), seeds=(42, 43), n_patients=300, locked=.2)
+    (whole/'prox'/'seed43'/'fold1'/'done.json').unlink(); (whole/'none'/'seed42'/'fold0'/'locked.parquet').unlink()
+    study = read_study(whole)
+    save_study(study, tmp_path/'kept.npz')
+    back = load_study(tmp_path/'kept.npz')
+    assert back.notes[:len(study.notes)] == study.notes and any('that all arms share' in n for n in back.notes) and not back.has_locked
+    assert any('locked films are left out' in n for n in back.notes)
+
+
+def test_fewer_labels_are_kept_with_their_own_couplings(study, tmp_path):
+    few = study.frequent(30)
+    save_study(few, tmp_path/'few.npz')
+    back = load_study(tmp_path/'few.npz')
+    assert back.labels == few.labels
+    for k, c in back.cells.items():
+        if c['couplings'] is not None: assert np.allclose(c['couplings'], study.cells[k]['couplings'].loc[few.labels, few.labels], atol=1e-6)
+
+
+def test_a_damaged_kept_study_is_refused_in_one_line(study, tmp_path):
+    save_study(study, tmp_path/'kept.npz')
+    with np.load(tmp_path/'kept.npz') as f: parts = dict(f)
+    for change in (dict(people=None), dict(rows=parts['more:rows'][:-3]), dict(people='sex,age\nF,30\n')):
+        broken = {k: v for k, v in parts.items() if k[5:] not in change} | {f'more:{k}': v for k, v in change.items() if v is not None}
+        np.savez_compressed(tmp_path/'broken.npz', **broken)
+        with pytest.raises(DataError, match='damaged'): load_study(tmp_path/'broken.npz')
+    whole = (tmp_path/'kept.npz').read_bytes()
+    for i in range(0, len(whole), len(whole)//40):
+        (tmp_path/'flipped.npz').write_bytes(whole[:i] + bytes([whole[i] ^ 16]) + whole[i + 1:])
+        try: load_study(tmp_path/'flipped.npz')
+        except DataError: pass
+
+
+def test_arms_of_other_seeds_are_refused(out):
+    with pytest.raises(DataError, match='arm prox has logits of shape'): Outputs(out.targets, out.logits, out.patients, out.folds, out.labels, dict(prox=out.logits[:1]))
