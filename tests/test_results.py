@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from cxrlg.controls import load_outputs
-from cxrlg.eval import macro_auc
+from cxrlg.controls import load_outputs, load_study
+from cxrlg.eval import auc_interval, macro_auc, paired_bootstrap
 
 README = (ROOT/'README.md').read_text()
 
@@ -23,8 +23,7 @@ def row(start, arm):
     return float(re.search(rf'^.*\| {arm}[^|]*\| (0\.\d+)', block, flags=re.M).group(1))
 
 
-@pytest.mark.parametrize('arm', ['none', 'l1', 'prox'])
-@pytest.mark.parametrize('name, start, judged', [('phantom', 'phantom (drawn)', 'all'), ('nih128', '[nih128]', 'all'), ('nih128', 'the same, 13 findings', 'frequent')])
+@pytest.mark.parametrize('name, start, judged, arm', [(*block, arm) for block in [('phantom', 'phantom (drawn)', 'all'), ('nih128', '[nih128]', 'all'), ('nih128', 'the same, 13 findings', 'frequent'), ('nih128_pretrained', 'the same 13 findings', 'frequent')] for arm in ('none', 'l1', 'prox') if (block[0], arm) != ('nih128_pretrained', 'l1')])
 def test_macro_auc_in_the_readme(name, start, judged, arm):
     out = load_outputs(ROOT/'nbs'/'results'/f'{name}_outputs.npz')[0]
     labels = [l for l, n in zip(out.labels, np.nansum(out.targets, 0)) if judged == 'all' or n >= 30]
@@ -36,3 +35,19 @@ def test_macro_auc_in_the_readme(name, start, judged, arm):
 def test_no_patient_is_in_two_folds_or_locked_as_well():
     out, locked, _ = load_outputs(ROOT/'nbs'/'results'/'nih128_outputs.npz')
     assert all(len(set(out.folds[out.patients == p])) == 1 for p in set(out.patients)) and not set(out.patients) & set(locked[2])
+
+
+@pytest.mark.parametrize('name, start', [('nih128', 'the same, 13 findings'), ('nih128_pretrained', 'the same 13 findings')])
+def test_intervals_and_changes_in_the_readme(name, start):
+    "Recomputed from the kept logits, with the report's bootstrap"
+    few = load_study(ROOT/'nbs'/'results'/f'{name}_outputs.npz').frequent(30)
+    grid, written = few.grid(*few.arms), README[README.index(start):]
+    films, y, numbers = few.films(grid[1]), few.targets(grid[1]), lambda text: [float(x) for x in re.findall(r'[-+]?\d\.\d{3}', text)]
+    p = {a: few.probs(a, grid) for a in few.arms}
+    for arm in few.arms:
+        cells = [c.strip() for c in re.search(rf'^.*\| {arm}[^|]*\|.*$', written, flags=re.M).group().split('|')]
+        t = auc_interval(y, p[arm], films.patient, films.fold, few.labels).loc['macro']
+        assert numbers(cells[-4]) == pytest.approx([t.auc, t.low, t.high], abs=.0006)
+        if arm == 'none': continue
+        t = paired_bootstrap(y, p['none'], p[arm], films.patient, films.fold, few.labels).loc['macro']
+        assert numbers(cells[-3]) == pytest.approx([t['diff'], t.low, t.high], abs=.0006)
