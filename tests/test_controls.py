@@ -143,7 +143,7 @@ def study(tmp_path): return read_study(example_study(tmp_path/'real'/'demo', arm
 
 def test_a_kept_study_names_no_film_no_patient_and_no_folder(study, tmp_path):
     "Only rows, running numbers, and sex, age and view"
-    for c in study.cells.values(): c['config'] |= dict(weights='/home/someone/w.pth', data_args={'csv': '/home/someone/patients.csv'}, data_dir='/films')
+    for c in study.cells.values(): c['config'] |= dict(weights='/srv/someone/w.pth', data_args={'csv': '/srv/someone/patients.csv'}, data_dir='/films')
     save_study(study, tmp_path/'kept.npz')
     with np.load(tmp_path/'kept.npz') as f: texts = ' '.join(str(f[k]) for k in f if f[k].dtype.kind == 'U')
     names = set(study.films((0,)).image) | set(study.films((0,)).patient)
