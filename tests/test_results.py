@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
+from cxrlg.ablation import ablation_table
 from cxrlg.controls import load_outputs, load_study
 from cxrlg.eval import auc_interval, macro_auc, paired_bootstrap
 
@@ -51,3 +52,16 @@ def test_intervals_and_changes_in_the_readme(name, start):
         if arm == 'none': continue
         t = paired_bootstrap(y, p['none'], p[arm], films.patient, films.fold, few.labels).loc['macro']
         assert numbers(cells[-3]) == pytest.approx([t['diff'], t.low, t.high], abs=.0006)
+
+
+def test_the_ablation_in_the_paper_page():
+    "Changes and intervals recomputed from the kept logits"
+    text = (ROOT/'nbs'/'paper.qmd').read_text()
+    for name, column in (('phantom', 4), ('nih128', 6)):
+        out, _, more = load_outputs(ROOT/'nbs'/'results'/f'ablation_{name}.npz')
+        table = ablation_table(out, {k.removeprefix('folds_'): v for k, v in more.items() if k.startswith('folds_')})
+        for variant, t in table.drop(index='full').iterrows():
+            cells = [c.strip() for c in re.search(rf'^\|[^|]*\(`{variant}`\).*$', text, flags=re.M).group().split('|')]
+            written = [float(x) for x in re.findall(r'[-+]?\d\.\d{3}', cells[column])]
+            assert written == pytest.approx([t.change, t.low, t.high][:len(written)], abs=.0006), variant
+            if name == 'phantom': assert cells[5] == t.verdict, variant
