@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import yaml
 from fastcore.script import Param, call_parse
-from scipy.special import expit, logit
+from scipy.special import expit
 from scipy.stats import norm
 
-from .controls import Outputs
+from .controls import Outputs, oof_logits
 from .data import DataError
 from .eval import equivalence, holm, paired_bootstrap, paired_error, read_study, runs_dir
 from .study import StudyError, expand, read_config, run_study
@@ -104,9 +104,7 @@ def _out_of_fold(path, full=None):
     arm, = study.arms
     grid = study.grid(arm)
     if len(grid[1]) < study.config.get('n_splits', 0) or len(grid[0])*len(grid[1]) < len(study.cells): raise DataError(f'{path} is not finished ({study.notes[0]}): run cxrlg_ablation again')
-    films = study.films(grid[1])
-    order = np.argsort(films['row'].to_numpy(), kind='stable')
-    films, logits = films.iloc[order].reset_index(drop=True), lambda kind: logit(np.clip(study.probs(arm, grid, kind)[:, order].astype(float), 1e-12, 1 - 1e-12))
+    films, logits = oof_logits(study, arm, grid)[0], lambda kind: oof_logits(study, arm, grid, kind)[1]
     same = ['row', 'image', 'patient', *(f'y:{l}' for l in study.labels)]
     if full and (list(films[same]) != list(full['films']) or not films[same].equals(full['films'])): raise DataError(f'{path} was trained on other films or targets than {full["path"]}: they cannot be compared')
     if full and grid[0] != full['seeds']: raise DataError(f'{path} has the seeds {grid[0]} and {full["path"]} {full["seeds"]}: finish both')
@@ -146,7 +144,7 @@ def ablation_table(
     p = {v: expit(z[..., use]) for v, z in {'full': out.logits, **out.arms}.items()}
     S = len(out.logits)
     if unknown := set(folds or {}) - set(out.arms): raise DataError(f'folds are given for {min(unknown)}, which is no variant: {", ".join(out.arms)}')
-    def pair(v, level=.95, s=slice(None), n=n_boot): return paired_bootstrap(y, p['full'][s], p[v][s], out.patients, out.folds, names, n, level, seed, folds_b=(folds or {}).get(v)).loc['macro']
+    def pair(v, s=slice(None), n=n_boot): return paired_bootstrap(y, p['full'][s], p[v][s], out.patients, out.folds, names, n, seed=seed, folds_b=(folds or {}).get(v)).loc['macro']
     def row(v):
         t, each = pair(v), [pair(v, s=slice(s, s + 1), n=0)['diff'] for s in range(S)]
         se = paired_error(y, p['full'], p[v], out.patients, out.folds, names, n_boot, seed, folds_b=(folds or {}).get(v)).se() if S > 1 else np.nan
