@@ -137,11 +137,17 @@ def _match_files(images, root, folders):
     if len(twice): raise DataError(f'{root} holds {len(twice):,} files that share their name with another ({few(twice)}): keep one of each')
     return _stem(images).map(dict(zip(stems, files)))
 
+def _nearest(name, root):
+    "Where a film of that name lies under the root after all, with another folder or suffix"
+    there = pd.Series(_walk(root, ['.']), dtype=str)
+    same = there[_stem(there) == _stem(pd.Series([name]))[0]]
+    return f'; under another folder or suffix there is {same.iloc[0]}' if len(same) else ''
+
 def _locate(table, root, folders=None):
     "Replace listed names by the files there are (matched by stem when `folders` is given), and drop the rows without a file"
     found = table.image.where(table.image.map(lambda o: os.path.isfile(root / o)).astype(bool)) if folders is None else _match_files(table.image, root, folders)
     there = found.notna()
-    if not there.any(): raise DataError(f'none of the {len(table):,} films listed is under {root} (the first is {table.image.iloc[0]}): is this the right folder?')
+    if not there.any(): raise DataError(f'none of the {len(table):,} films listed is under {root} (the first is {table.image.iloc[0]}{_nearest(table.image.iloc[0], root)}): is this the right folder?')
     return table.assign(image=found)[there].reset_index(drop=True), int((~there).sum())
 
 # %% ../nbs/00_data.ipynb #503be1c9

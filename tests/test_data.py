@@ -97,6 +97,8 @@ TABLES = {
     'drive letter': (rows_case('C:\\films\\f0.png,p0,0,1'), 'leave the root (C:/films/f0.png)'),
     'home folder': (rows_case('~/f0.png,p0,0,1'), 'leave the root'),
     'no film found': (rows_case('g0.png,p0,0,1'), 'none of the 1 films listed is under'),
+    'a folder in front of every film': (rows_case('films/f0.png,p0,0,1'), 'under another folder or suffix there is f0.png'),
+    'names without a suffix': (rows_case('f0,p0,0,1'), 'under another folder or suffix there is f0.png'),
     'unknown policy': (rows_case(ok, uncertain='one'), "uncertain='one' for Edema: choose 'ignore'"),
     'policy for a misspelt finding': (rows_case(ok, uncertain={'Oedema': 'ones'}), "lacks: 'Oedema'; did you mean 'Edema'"),
     'nih: no list': (files_case('nih', {}), 'holds no file Data_Entry_2017*.csv'),
