@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CORRECTIONS', 'MARGINS', 'Outputs', 'oof_logits', 'oof_outputs', 'permute_labels', 'ising_graph', 'fit_scale',
            'fit_form', 'fit_chosen', 'fit_placebo', 'fit_stacking', 'fit_ising', 'by_view', 'nested', 'Controls',
-           'coupling_controls', 'plot_changes', 'plot_label_changes', 'plot_learned', 'locked_outputs', 'confirm',
-           'save_outputs', 'load_outputs', 'save_study', 'load_study']
+           'coupling_controls', 'plot_changes', 'plot_label_changes', 'plot_learned', 'coupling_power',
+           'locked_outputs', 'confirm', 'save_outputs', 'load_outputs', 'save_study', 'load_study']
 
 # %% ../nbs/06a_controls.ipynb #f17e0e60
 import json
@@ -26,7 +26,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from .data import DataError, atomic_write
+from .data import DataError, atomic_write, first_line, nearest
 from .eval import Study, bootstrap, fit_temperature, holm
 from .graph import CouplingFit, coupling_path, cv_couplings, edge_agreement, fit_couplings
 
@@ -257,17 +257,18 @@ def _p_values(d, margin):
 def _verdicts(t, margin):
     "Holm's adjustment over the arms of one metric, and what it allows to be said"
     t = t.assign(p_holm=holm(t.p), p_equal_holm=holm(t.p_equal))
-    good = np.where(t.metric == 'log_loss', -t.change, t.change) > 0
+    good = np.where(t.metric.isin(_LOWER), -t.change, t.change) > 0
     return t.assign(verdict=np.select([t.p_equal_holm < .05, (t.p_holm < .05) & good, t.p_holm < .05], ['equivalent', 'better', 'worse'], 'undecided'))
 
-MARGINS = dict(auc=.005, ap=.005, log_loss=.001)
+MARGINS, _LOWER = dict(auc=.005, ap=.005, log_loss=.001, brier=.001), ('log_loss', 'brier')
 
 def _judge(out, scores, judged, metrics, margins, n_boot, seed):
     "Tables of changes against `none`: a row an arm and metric; a row an arm and label; a row an arm, seed and fold"
+    if unknown := [m for m in metrics if m not in margins]: raise DataError(f'there is no metric {unknown[0]!r}; {nearest(unknown[0], margins)}')
     cols, rows, labels, folds = [out.labels.index(l) for l in judged], [], [], []
     part = Outputs(out.targets[:, cols], out.logits[..., cols], out.patients, out.folds, judged)
     for metric in metrics:
-        bases = {a: _per_label(part, scores[a][..., cols], metric, n_boot, seed) for a in ('none', 'scale') if a in scores and (a == 'none' or metric == 'log_loss')}
+        bases = {a: _per_label(part, scores[a][..., cols], metric, n_boot, seed) for a in ('none', 'scale') if a in scores and (a == 'none' or metric in _LOWER)}
         for arm, z in scores.items():
             if arm == 'none': continue
             against = 'scale' if arm in CORRECTIONS and arm != 'scale' and 'scale' in bases else 'none'
@@ -279,7 +280,7 @@ def _judge(out, scores, judged, metrics, margins, n_boot, seed):
             many = len(z) // len(part.logits)
             cell = macro[1][0].reshape(many, len(part.logits), -1).mean(0) - macro[0][0]
             p, p_equal = _p_values(d[1:], margins[metric])
-            up = (cell > 0) if metric != 'log_loss' else (cell < 0)
+            up = (cell < 0) if metric in _LOWER else (cell > 0)
             rows.append(dict(arm=arm, metric=metric, against=against, before=_quiet_mean(_quiet_mean(macro[0], 2), 1)[0], change=d[0], low=np.quantile(d[1:], .025), high=np.quantile(d[1:], .975), seed_sd=cell.mean(1).std(ddof=1) if len(cell) > 1 else np.nan,
                              up=f'{int(up.sum())} of {cell.size}', p=p, p_equal=p_equal, detectable=2.8 * d[1:].std(ddof=1)))
             if metric != 'auc': continue
@@ -288,6 +289,9 @@ def _judge(out, scores, judged, metrics, margins, n_boot, seed):
             folds += [dict(arm=arm, seed=s, fold=k, change=cell[s, k]) for s in range(len(cell)) for k in range(cell.shape[1])]
     table = pd.concat([_verdicts(g, margins[m]) for m, g in pd.DataFrame(rows).groupby('metric', sort=False)], ignore_index=True)
     return table, pd.DataFrame(labels), pd.DataFrame(folds)
+
+def _check_corrections(arms):
+    if unknown := [a for a in arms if a not in CORRECTIONS]: raise DataError(f'there is no correction {unknown[0]!r}: choose among {", ".join(CORRECTIONS)}')
 
 def _all_arms(out):
     "Corrections that these outputs allow"
@@ -309,7 +313,7 @@ def coupling_controls(
     "Fit couplings and their controls on out-of-fold logits, nested in the folds, and compare them in one table"
     out = oof_outputs(study) if isinstance(study, Study) else study
     arms = _all_arms(out) if arms is None else arms
-    if unknown := [a for a in arms if a not in CORRECTIONS]: raise DataError(f'there is no correction {unknown[0]!r}: choose among {", ".join(CORRECTIONS)}')
+    _check_corrections(arms)
     count = [int(min((c == 1).sum(), (c == 0).sum())) for c in out.targets.T]
     judged = judged or [l for l, n in zip(out.labels, count) if n >= min_pos]
     if not judged: raise DataError(f'no label has {min_pos} positives and negatives (the most is {max(count)}): lower min_pos')
@@ -375,6 +379,49 @@ def plot_learned(
     ax.set(xlabel='labels alone (log odds)', ylabel='learned A (logits per unit of alpha x message)', title=title)
     return ax
 
+# %% ../nbs/06a_controls.ipynb #5a1d0c02
+def _plant(out, findings, size, n_edges, seed):
+    "Outputs whose labels are drawn with couplings between some findings, the truth as a trained arm; the couplings"
+    rng, z, pairs = np.random.default_rng(seed), out.logits[0], [(i, j) for i in findings for j in findings if i != j]
+    A = np.zeros((len(out.labels),)*2)
+    for k in rng.choice(len(pairs), n_edges, replace=False): A[pairs[k]] = size * rng.choice([-1, 1])
+    message = expit(z) @ A
+    truth = z + message - message.mean(0)
+    drawn = np.where(np.isnan(out.targets), np.nan, rng.random(z.shape) < expit(truth))
+    return Outputs(drawn, z, out.patients, out.folds, out.labels, {'truth': truth[None]}, out.context), A
+
+def _recovered(controls, A, arm):
+    "Planted couplings with the right sign, and others, a fold"
+    fits = [np.sign(f.A) for f in controls.fitted[arm].values()]
+    return dict(found=np.mean([((f == np.sign(A)) & (A != 0)).sum() for f in fits]), others=np.mean([((f != np.sign(A)) & (f != 0)).sum() for f in fits]))
+
+def coupling_power(
+    study, # a `Study` from `read_study`, or `Outputs`; its first seed is used
+    sizes=(2., 4., 8., 16.), # planted couplings: change of a finding's log-odds when another's probability goes from 0 to 1
+    n_edges:int=10, # couplings planted, of random places and signs
+    draws:int=5, # draws of couplings and labels for each size
+    arms=('couplings', 'couplings_min'), # corrections to try, of those that fit a matrix
+    min_pos:int=30, # fewest positives and negatives of a label that is judged, and may be coupled
+    n_boot:int=500, # bootstrap replicates of the patients
+    seed:int=42, # of everything drawn
+    bar:bool=True, # show a progress bar over draws?
+) -> pd.DataFrame: # a row a draw and correction: `size draw arm`, `truth` and `change` of the macro AUC, `low high better`, `found` and `others` couplings a fold
+    "What corrections find when couplings are planted into a study's own logits"
+    out = oof_outputs(study) if isinstance(study, Study) else study
+    count = [int(min((c == 1).sum(), (c == 0).sum())) for c in out.targets.T]
+    findings = [j for j, n in enumerate(count) if n >= min_pos]
+    if not 0 < n_edges <= len(findings) * (len(findings) - 1): raise DataError(f'{n_edges} couplings cannot be planted between {len(findings)} findings with {min_pos} positives and negatives: change n_edges or min_pos')
+    if draws < 1 or not len(sizes): raise DataError(f'draws={draws}, sizes={list(sizes)}: at least one of each')
+    if wrong := [a for a in arms if a not in ('couplings', 'couplings_min', 'logit', 'symmetric')]: raise DataError(f'{wrong[0]!r} fits no matrix of couplings: choose among couplings, couplings_min, logit, symmetric')
+    calm = Outputs(out.targets, fit_scale(out.logits[0], out.targets, out.patients)[0](out.logits[0]), out.patients, out.folds, out.labels, context=out.context)
+    rows = []
+    for size, draw in tqdm([(s, d) for s in sizes for d in range(draws)], desc='planted couplings', unit='draw', disable=not bar, leave=False):
+        planted, A = _plant(calm, findings, size, n_edges, seed + draw)
+        controls = coupling_controls(planted, arms=arms, judged=[out.labels[j] for j in findings], metrics=('auc',), n_boot=n_boot, seed=seed, bar=False)
+        t = controls.table.set_index('arm')
+        rows += [dict(size=size, draw=draw, arm=a, truth=t.change['truth'], change=t.change[a], low=t.low[a], high=t.high[a], better=bool(t.low[a] > 0)) | _recovered(controls, A, a) for a in arms]
+    return pd.DataFrame(rows)
+
 # %% ../nbs/06a_controls.ipynb #885d4fef
 def locked_outputs(
     study:Study, # from `read_study`, with locked patients scored
@@ -405,6 +452,7 @@ def confirm(
     seed:int=42, # of everything drawn
 ) -> pd.DataFrame: # as `Controls.table`, for the ensembles of the folds' models on the locked films
     "Fit each correction once on all out-of-fold films, and judge it once on the locked ones"
+    _check_corrections(arms or ())
     y, z = np.asarray(targets, float), np.asarray(logits, float)
     if set(np.asarray(patients)) & set(out.patients): raise DataError(f'{len(set(np.asarray(patients)) & set(out.patients))} locked patients are in the folds as well: nothing can be confirmed on them')
     mean = lambda x: logit(np.clip(expit(x).mean(1), 1e-12, 1 - 1e-12))
@@ -448,7 +496,7 @@ def load_outputs(
         y = lambda t: np.where(t < 0, np.nan, t).astype(float)
         out = Outputs(y(d['targets']), _real(d['logits']), d['patients'], d['folds'], json.loads(str(d['labels'])), {k[4:]: _real(v) for k, v in d.items() if k.startswith('arm:')}, view('context'))
         locked = (y(d['locked_targets']), _real(d['locked_logits']), d['locked_patients'], view('locked_context')) if 'locked_logits' in d else None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, zlib.error, tokenize.TokenError) as e: raise DataError(f'{path} is not a file of save_outputs, or is damaged: {str(e).splitlines()[0][:150]}') from e
+    except (OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, BadZipFile, zlib.error, tokenize.TokenError) as e: raise DataError(f'{path} is not a file of save_outputs, or is damaged: {first_line(e)[:150]}') from e
     return out, locked, {k[5:]: v for k, v in d.items() if k.startswith('more:')}
 
 # %% ../nbs/06a_controls.ipynb #3e0e6cfb

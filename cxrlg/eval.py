@@ -15,7 +15,6 @@ import base64
 import io
 import json
 import os
-import re
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from html import escape

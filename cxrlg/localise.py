@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy.ndimage import gaussian_filter
 
-from .data import DataError, PixelCache, atomic_write, few, labels_of, nearest, read_table
+from .data import DataError, PixelCache, atomic_write, few, first_line, nearest, read_table
 from .predict import Predictor, plot_map
 
 # %% ../nbs/08a_localise.ipynb #387df2e8
@@ -33,7 +33,7 @@ def read_boxes(
     try: raw = pd.read_csv(path, index_col=False).iloc[:, :6].set_axis(['image', 'finding', 'x', 'y', 'w', 'h'], axis=1)
     except (OSError, ValueError) as e: raise DataError(f'{path} cannot be read as a list of boxes ({" ".join(str(e).split())[:120]}): give BBox_List_2017.csv') from e
     numbers = raw[['x', 'y', 'w', 'h']].apply(pd.to_numeric, errors='coerce').astype(float)
-    bad = np.flatnonzero(~(np.isfinite(numbers).all(axis=1) & (numbers.w > 0) & (numbers.h > 0) & (numbers[['x', 'y']] >= 0).all(axis=1) & (numbers.x < side) & (numbers.y < side) & raw.finding.notna()))
+    bad = np.flatnonzero(~(np.isfinite(numbers).all(axis=1) & (numbers.w > 0) & (numbers.h > 0) & (numbers[['x', 'y']] >= 0).all(axis=1) & (numbers.x < side) & (numbers.y < side) & raw.image.notna() & raw.finding.notna()))
     if len(bad): raise DataError(f'{path}: row {bad[0] + 2} is no box on a film of {side} pixels ({raw.iloc[bad[0]].tolist()}): mend or remove it, or give the films\' side')
     return raw.assign(**numbers / side, finding=raw.finding.astype(str).str.strip().replace(_NIH_NAMES))
 
@@ -219,7 +219,8 @@ def overlay_sheet(
 # %% ../nbs/08a_localise.ipynb #9c207ae9
 def _merged(path, arm, table):
     "The table with its arm, below those of other arms that the file holds"
-    old = pd.read_csv(path).query('arm != @arm') if path.is_file() else pd.DataFrame()
+    try: old = pd.read_csv(path, dtype={'patient': str, 'arm': str}).query('arm != @arm') if path.is_file() else pd.DataFrame()
+    except (OSError, ValueError) as e: raise DataError(f'{path} cannot be read ({first_line(e)}): remove it') from e
     return pd.concat([old, table.assign(arm=arm)[['arm', *table.columns]]], ignore_index=True)
 
 def write_localisation(

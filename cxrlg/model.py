@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from .data import DataError, atomic_write
+from .data import DataError, atomic_write, first_line
 from .graph import LabelGraph
 
 # %% ../nbs/02_model.ipynb #4b917c78
@@ -43,15 +43,23 @@ def _read_weights(weights):
     if not file.is_file(): raise DataError(f'weights: there is no file {file}')
     try: state = load_file(file) if file.suffix == '.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise DataError(f'weights: {file} cannot be read as weights ({type(e).__name__})') from e
-    return state.get('state_dict', state)
+    state = next((state[k] for k in ('state_dict', 'model') if isinstance(state, dict) and k in state), state)
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()): raise DataError(f'weights: {file} holds no named tensors: save a state_dict')
+    return state
 
 # %% ../nbs/02_model.ipynb #ed494978
+def _names(part):
+    "One name or several as a tuple"
+    return () if not part else (part,) if isinstance(part, str) else tuple(part)
+
 def _named_like(state, model):
     "`state` under `model`'s tensor names: as it is where names agree, else by order where every shape agrees"
     own = {k: v for k, v in model.state_dict().items() if not k.endswith('num_batches_tracked')}
     state = {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')}
-    if shared := set(own) & set(state):
-        if len(shared) < len(own)/2: raise DataError(f'weights: only {len(shared)} of the {len(own)} tensors of {type(model).__name__} are in the file: is it another backbone?')
+    if set(own) & set(state):
+        ends = tuple(f'{name}.' for part in ('classifier', 'first_conv') for name in _names(model.pretrained_cfg.get(part)))
+        if lack := [k for k, v in own.items() if not k.startswith(ends) and (k not in state or state[k].shape != v.shape)]:
+            raise DataError(f'weights: {len(lack)} of the {len(own)} tensors of {type(model).__name__} are not in the file, or of another shape (first: {lack[0]}): is it another backbone?')
         return state
     if [tuple(v.shape) for v in own.values()] == [tuple(v.shape) for v in state.values()]: return dict(zip(own, state.values()))
     raise DataError(f'weights: none of the {len(state)} tensors has a name of {type(model).__name__}, nor do the shapes agree in order')
@@ -156,7 +164,7 @@ def load_model(
         model = _rebuild(json.loads((path/'model.json').read_text()))
         model.load_state_dict(load_file(path/'model.safetensors'))
     except (SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as e:
-        raise DataError(f'{path} holds a damaged model, or its two files do not belong together: {str(e).splitlines()[0][:200]}') from e
+        raise DataError(f'{path} holds a damaged model, or its two files do not belong together: {first_line(e)[:200]}') from e
     return model.eval()
 
 # %% ../nbs/02_model.ipynb #6384469e

@@ -443,10 +443,16 @@ from PIL import Image
 session = onnxruntime.InferenceSession('{file}')
 about = session.get_modelmeta().custom_metadata_map
 labels, size = json.loads(about['labels']), int(about['size'])
-film = Image.open('film.png').convert('L').resize((size, size), Image.Resampling.BILINEAR)
+film = Image.open('film.png').convert('L')
+{fit}
 x = np.asarray(film, np.float32)[None, None] / 255
 p = session.run(['probabilities'], {{'film': x}})[0][0]
 for label, value in zip(labels, p): print(f'{{label:28}}{{value:.3f}}')'''
+
+_FIT = dict(squash='film = film.resize((size, size), Image.Resampling.BILINEAR)', pad='''w, h = (max(1, round(o * size / max(film.size))) for o in film.size)
+square = Image.new('L', (size, size))
+square.paste(film.resize((w, h), Image.Resampling.BILINEAR), ((size - w) // 2, (size - h) // 2))
+film = square''')
 
 # %% ../nbs/08_predict.ipynb #33ddab84
 def _markdown(rows, columns=None):
@@ -515,7 +521,7 @@ def card(self:Predictor,
 ) -> str: # Markdown
     "The model card, from the study's files"
     facts = _facts_of_data(self) | _facts_of_results(self) | _facts_of_method(self)
-    if file is not None: facts |= dict(file=Path(file).name, bytes=Path(file).stat().st_size, sha256=_sha256(file), example=_EXAMPLE.format(file=Path(file).name), error=error)
+    if file is not None: facts |= dict(file=Path(file).name, bytes=Path(file).stat().st_size, sha256=_sha256(file), example=_EXAMPLE.format(file=Path(file).name, fit=_FIT[self.mode]), error=error)
     text = Environment(trim_blocks=True).from_string(_CARD).render(study=self.path.resolve().name, arm=self.arm, models=[f'seed {s} fold {f}' for s, f in self.folders], labels=self.labels, size=self.size, mode=self.mode, kind=self.kind,
         notes=self.notes, flip=flip, calibrated=self.scale is not None, graph=any(m.graph is not None for m in self.models), **facts)
     return re.sub(r'\n{3,}', '\n\n', text)
@@ -613,11 +619,13 @@ def _heatmaps(predictor, table, folder):
     return lost
 
 # %% ../nbs/08_predict.ipynb #305f67ac
-def _check_places(places, heatmaps, films, predictor):
+def _check_places(places, template, heatmaps, films, predictor):
     "Refuse outputs that cannot be written before any film is predicted"
+    others = places | {'--template': template}
     for option, out in places.items():
         if Path(out).is_dir(): raise DataError(f'{option} {out} is a folder: name a file in it')
         if os.path.realpath(out) in {os.path.realpath(f) for f in films}: raise DataError(f'{option} {out} is one of the films: name another file')
+        if same := [o for o, other in others.items() if o != option and other and os.path.realpath(other) == os.path.realpath(out)]: raise DataError(f'{option} and {same[0]} are both {out}: name two files')
     if heatmaps:
         predictor.explain(np.zeros((8, 8), np.uint8))
         Path(heatmaps).mkdir(parents=True, exist_ok=True)
@@ -645,7 +653,7 @@ def _predict_to(study_dir, films, out, arm, seeds, raw, bs, flip, heatmaps, subm
     places = {k: v for k, v in {'--out': out or (None if submission else 'predictions.csv'), '--submission': submission}.items() if v}
     films = find_films(films)
     predictor = Predictor(study_dir, arm, _seeds(seeds), raw=raw)
-    _check_places(places, heatmaps, films, predictor)
+    _check_places(places, template, heatmaps, films, predictor)
     table, said, lost = None, [], []
     if submission: said.append(f'{submission}: {len(_write(submission, lambda: predictor.submission(films, template, id, bs, flip, bar=True))):,} rows')
     if '--out' in places:

@@ -41,11 +41,11 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 from tqdm import tqdm
 
 import cxrlg
-from .data import DataError, atomic_write, audit
+from .data import DataError, atomic_write, audit, first_line, lock_file
 from .eval import runs_dir
 from .model import load_model, predict_logits
 from .splits import folds_hash
-from .train import TrainConfig, _oof_frame, check_names, data_hashes, data_root, is_done, load_data, load_folds, make_model, read_json, refuse_fatal
+from .train import TrainConfig, _oof_frame, check_names, data_hashes, data_root, fold_lock, is_done, load_data, load_folds, make_model, read_json, refuse_fatal
 
 # %% ../nbs/07_study.ipynb #7f035a3b
 _LISTS = dict(arms='arm', seeds='seed', folds='fold')
@@ -195,7 +195,7 @@ def _check_model(cfg):
     model = make_model(cfg, ['one', 'two'], [.5, .5])
     try:
         with torch.no_grad(): model(torch.zeros(2, 1, cfg.size, cfg.size))
-    except (RuntimeError, AssertionError, ValueError) as e: raise DataError(f'arch={cfg.arch!r} cannot take films of size={cfg.size}: {str(e).splitlines()[0]}') from e
+    except (RuntimeError, AssertionError, ValueError) as e: raise DataError(f'arch={cfg.arch!r} cannot take films of size={cfg.size}: {first_line(e)}') from e
 
 # %% ../nbs/07_study.ipynb #856fb692
 def _audit(cfg, table, pixels):
@@ -246,7 +246,7 @@ def _local(jobs, n_jobs, scheduler, run, mark):
 
 def _plain(e):
     "An OSError on one line"
-    return ': '.join(str(part) for part in (e.strerror or str(e).splitlines()[0], e.filename) if part)
+    return ': '.join(str(part) for part in (e.strerror or first_line(e), e.filename) if part)
 
 # %% ../nbs/07_study.ipynb #1f4460a9
 def _misfit(mark):
@@ -261,7 +261,7 @@ def _mark_versions(): return f'cxrlg {cxrlg.__version__}, torch {torch.__version
 def _try_lock(path, how=fcntl.LOCK_EX):
     "The file at `path`, locked; None when another holds it"
     f = open(path, 'r' if how == fcntl.LOCK_SH else 'a')
-    try: fcntl.flock(f, how | fcntl.LOCK_NB)
+    try: lock_file(f, how | fcntl.LOCK_NB)
     except BlockingIOError: f.close(); return None
     return f
 
@@ -323,14 +323,14 @@ def _connect(scheduler):
     if not scheduler: raise DataError("engine='dask' needs scheduler=ADDRESS, the one that `dask scheduler` printed, such as tcp://10.0.0.1:8786")
     where = dict(scheduler_file=str(scheduler)) if Path(scheduler).is_file() else dict(address=scheduler)
     try: return distributed.Client(**where, timeout=_CONNECT_S, set_as_default=False)
-    except (OSError, ValueError) as e: raise DataError(f'no Dask scheduler answers at {scheduler} ({str(e).splitlines()[0]}): start one with `dask scheduler`') from e
+    except (OSError, ValueError) as e: raise DataError(f'no Dask scheduler answers at {scheduler} ({first_line(e)}): start one with `dask scheduler`') from e
 
 def _check_workers(client, mark):
     "Refuse a cluster without workers, or with one that cannot run the jobs; the resources that each job shall ask for"
     try: client.wait_for_workers(1, timeout=60)
     except TimeoutError as e: raise DataError(f'no worker has joined {client.scheduler.address}: start some with `dask worker {client.scheduler.address} --nthreads 1`') from e
     try: wrong = client.run(_misfit, mark)
-    except Exception as e: raise DataError(f'a worker of {client.scheduler.address} cannot run cxrlg ({type(e).__name__}: {str(e).splitlines()[0]}): install it there') from e
+    except Exception as e: raise DataError(f'a worker of {client.scheduler.address} cannot run cxrlg ({type(e).__name__}: {first_line(e)}): install it there') from e
     for worker, why in wrong.items():
         if why: raise DataError(f'worker {worker}: {why}')
     return {'GPU': 1} if any(w['resources'].get('GPU') for w in client.scheduler_info()['workers'].values()) else None
@@ -385,7 +385,7 @@ def _ray(jobs, n_jobs, scheduler, run, mark):
     "The workers of a Ray cluster"
     ray = _need('ray', 'ray')
     try: ray.init(address=scheduler or 'auto', log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError, ValueError) as e: raise DataError(f'no Ray cluster answers at {scheduler or "this machine"} ({str(e).splitlines()[0]}): start one with `ray start --head`') from e
+    except (ConnectionError, RuntimeError, ValueError) as e: raise DataError(f'no Ray cluster answers at {scheduler or "this machine"} ({first_line(e)}): start one with `ray start --head`') from e
     slots, asks = _ray_slots(ray.nodes(), jobs[0].threads)
     def train(pending):
         one = partial(_elsewhere, run=run, cwd=os.getcwd(), mark=mark())
@@ -453,7 +453,7 @@ def _is_scored(cfg):
     path = cfg.path/'locked.parquet'
     if not path.is_file(): return False
     try: of = pd.read_parquet(path).attrs.get('weights')
-    except (OSError, ValueError) as e: raise DataError(f'{path} cannot be read ({str(e).splitlines()[0]}): remove it, and call again') from e
+    except (OSError, ValueError) as e: raise DataError(f'{path} cannot be read ({first_line(e)}): remove it, and call again') from e
     if of != _weights_hash(cfg): raise DataError(f'{path} was made by other weights than {cfg.path/"model.safetensors"}: remove it, and call again')
     return True
 
@@ -492,6 +492,7 @@ def _locked_frame(cfg, table, pixels, rows):
 def score_locked(
     study:str|list, # folder of a study, or the TrainConfigs of its folds
     bar:bool=True, # show a progress bar over folds?
+    n_jobs:int=None, # folds at a time on a CPU; None: one for each `threads` cores; a GPU takes one
 ) -> list: # the files written: one `locked.parquet` a fold, less those that were there
     "Predict the locked patients with each fold's model, once, when every fold is finished"
     jobs = study if isinstance(study, list) else _study_jobs(study)
@@ -501,13 +502,19 @@ def score_locked(
     table, pixels = load_data(jobs[0])
     folds = load_folds(jobs[0], table)
     _check_data(jobs, table, pixels, folds)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(jobs[0].threads)
-    try: return [_score(cfg, table, pixels, np.flatnonzero(folds == -1)) for cfg in tqdm(todo, desc=f'{jobs[0].study}: locked patients', unit='fold', disable=not bar)]
-    finally: torch.set_num_threads(threads)
+    n, threads, rows = 1 if torch.cuda.is_available() else _workers(jobs[0].threads, n_jobs)[0], torch.get_num_threads(), np.flatnonzero(folds == -1)
+    with concurrent.futures.ThreadPoolExecutor(n) as pool:
+        scoring = [pool.submit(_score, cfg, table, pixels, rows) for cfg in todo]
+        try: return [job.result() for job in tqdm(scoring, desc=f'{jobs[0].study}: locked patients', unit='fold', disable=not bar)]
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 def _score(cfg, table, pixels, rows):
-    with atomic_write(cfg.path/'locked.parquet') as f: _locked_frame(cfg, table, pixels, rows).to_parquet(f, index=False)
+    torch.set_num_threads(cfg.threads)
+    with fold_lock(cfg.path):
+        if not _is_scored(cfg):
+            with atomic_write(cfg.path/'locked.parquet') as f: _locked_frame(cfg, table, pixels, rows).to_parquet(f, index=False)
     return cfg.path/'locked.parquet'
 
 # %% ../nbs/07_study.ipynb #021793aa
@@ -566,7 +573,7 @@ def run_study(
         with _told(DataError, f'{study} cannot be prepared in {out}'): prepare(jobs); _write_settings(settings, config)
         failed = _train_all(pending, train, study, len(jobs), bar) if pending else []
     with _told(StudyError, f'{study} cannot be evaluated in {out}'):
-        if not failed and not _lacking(jobs) and _has_locked(jobs[0]): score_locked(jobs, bar)
+        if not failed and not _lacking(jobs) and _has_locked(jobs[0]): score_locked(jobs, bar, n_jobs if engine == 'local' else None)
         results = evaluate(study, str(out), n_boot) if len(failed) < len(jobs) else None
     if failed: raise StudyError(f'{len(failed)} of {len(jobs)} folds failed; run the same command again once it is mended. First: {failed[0]}')
     return results

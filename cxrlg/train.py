@@ -44,7 +44,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from .asl import AsymmetricLoss
-from .data import DataError, PixelCache, atomic_write, audit, few, fold_dls, read_table
+from .data import DataError, PixelCache, atomic_write, audit, few, first_line, fold_dls, lock_file, read_table
 from .eval import macro_auc, repo_root, runs_dir, tta
 from .graph import GraphL1, LabelGraph
 from .model import CXRNet, predict_logits, save_model
@@ -424,7 +424,7 @@ def writing(
     except (OSError, RuntimeError, SafetensorError) as e:
         number, why = _cause(e)
         do = 'free some space, or give another out_dir' if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else 'give an out_dir that can be written'
-        raise DataError(f'cannot write {path} ({why or str(e).splitlines()[0]}): {do}, and start again; what was saved before is whole') from e
+        raise DataError(f'cannot write {path} ({why or first_line(e)}): {do}, and start again; what was saved before is whole') from e
 
 @contextmanager
 def _new_file(path):
@@ -438,17 +438,10 @@ def _study_folder(folder):
     with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     place = os.open(folder, os.O_RDONLY)
     try:
-        if _flock(place, fcntl.LOCK_EX):
+        if lock_file(place, fcntl.LOCK_EX):
             for part in folder.glob('folds.csv.tmp-*'): part.unlink()
         yield
     finally: os.close(place)
-
-def _flock(f, how):
-    "Lock an open file; False where the file system has no locks"
-    try: fcntl.flock(f, how)
-    except BlockingIOError: raise
-    except OSError: return False
-    return True
 
 # %% ../nbs/05_train.ipynb #29f99a95
 def _folds(cfg, table, path=None): return make_folds(table, cfg.n_splits, group=cfg.group, seed=cfg.fold_seed, locked=cfg.locked, official=cfg.official, path=path)
@@ -514,7 +507,8 @@ def make_model(
     torch.manual_seed(cfg.seed)
     graph = None if cfg.arm == 'none' else LabelGraph(len(labels), cfg.alpha, cfg.message, cfg.symmetric, prevalence if centred else None)
     try: model = CXRNet(cfg.arch, labels, graph, cfg.in_chans, cfg.pretrained, cfg.weights, cfg.drop_rate, cfg.arch_args)
-    except (TypeError, ZeroDivisionError, IndexError, AssertionError) as e: raise DataError(f'arch={cfg.arch!r} does not take arch_args={cfg.arch_args}: {e}') from e
+    except DataError: raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError) as e: raise DataError(f'arch={cfg.arch!r} cannot be built with arch_args={cfg.arch_args}: {first_line(e)}') from e
     new = cfg.loss == 'bce' and (cfg.weights or cfg.pretrained) and prevalence is not None
     return _start_at(model, torch.as_tensor(prevalence)) if new else model
 
@@ -578,6 +572,7 @@ class Checkpoint(Callback):
         "The saved state, refused when it is damaged or another run's"
         if not self.path.exists(): return {}
         try: state = torch.load(self.path, map_location=self.dls.device, weights_only=True)
+        except (torch.OutOfMemoryError, MemoryError): raise
         except Exception as e: raise DataError(f'{self.path} is damaged ({type(e).__name__}): remove it to train this fold from its start') from e
         if not isinstance(state, dict) or state.get('key') != self.key: raise DataError(f'{self.path} is of another configuration or of other data: remove it, or use another study name')
         return state
@@ -675,6 +670,7 @@ def _write_results(cfg, path, learn, table, pixels, folds, hashes, seconds):
     if learn.model.graph is not None:
         with _new_file(path/'couplings.csv') as f: learn.model.graph.couplings(labels).to_csv(f)
     with writing(path/'model.safetensors'): save_model(learn.model, path, size=cfg.size)
+    (path/'locked.parquet').unlink(missing_ok=True)
     done = dict(config=cfg.hash, auc=auc.macro, skipped=dict(auc.skipped), seconds=round(seconds, 2), epochs=cfg.epochs, films=len(rows))
     with _new_file(path/'done.json') as f: Path(f).write_text(json.dumps(done, indent=1))
     (path/'checkpoint.pt').unlink(missing_ok=True)
@@ -714,7 +710,7 @@ def _take(path):
     while True:
         with writing(path/'lock'): f = open(path/'lock', 'a+')
         try:
-            if not _flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB): _refuse_running(path, f)
+            if not lock_file(f, fcntl.LOCK_EX | fcntl.LOCK_NB): _refuse_running(path, f)
         except BlockingIOError: raise DataError(f'{path} is being trained by {_holder(f)}: wait for it, or stop it') from None
         if _is_at(f, path/'lock'): break
         f.close()

@@ -5,7 +5,8 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
-from cxrlg.controls import CORRECTIONS, MARGINS, Outputs, confirm, coupling_controls, fit_stacking, ising_graph, load_outputs, load_study, nested, permute_labels, save_outputs, save_study
+import cxrlg.controls as room
+from cxrlg.controls import CORRECTIONS, MARGINS, Outputs, confirm, coupling_controls, coupling_power, fit_stacking, ising_graph, load_outputs, load_study, nested, permute_labels, save_outputs, save_study
 from cxrlg.data import DataError
 from cxrlg.eval import example_study, read_study, simulate
 from cxrlg.graph import planted_logits
@@ -178,11 +179,45 @@ def test_a_damaged_kept_study_is_refused_in_one_line(study, tmp_path):
         np.savez_compressed(tmp_path/'broken.npz', **broken)
         with pytest.raises(DataError, match='damaged'): load_study(tmp_path/'broken.npz')
     whole = (tmp_path/'kept.npz').read_bytes()
-    for i in range(0, len(whole), len(whole)//40):
-        (tmp_path/'flipped.npz').write_bytes(whole[:i] + bytes([whole[i] ^ 16]) + whole[i + 1:])
-        try: load_study(tmp_path/'flipped.npz')
-        except DataError: pass
+    directory = whole.index(b'PK\x01\x02')
+    for i in (*range(0, len(whole), len(whole)//40), *range(directory, directory + 46), *range(len(whole) - 22, len(whole))):
+        for mask in (1, 16, 255):
+            (tmp_path/'flipped.npz').write_bytes(whole[:i] + bytes([whole[i] ^ mask]) + whole[i + 1:])
+            try: load_study(tmp_path/'flipped.npz')
+            except DataError as e: assert '\n' not in str(e) and not str(e).endswith(': ')
 
 
 def test_arms_of_other_seeds_are_refused(out):
     with pytest.raises(DataError, match='arm prox has logits of shape'): Outputs(out.targets, out.logits, out.patients, out.folds, out.labels, dict(prox=out.logits[:1]))
+
+
+def test_lower_is_better_for_the_brier_score():
+    y, z, patients = simulate(300, [.3, .2], 1.5, seed=1)
+    out = Outputs(y, z, patients, patients % 3, ['A', 'B'], dict(worse=z[None] + 3))
+    t = coupling_controls(out, arms=(), metrics=('brier', 'log_loss'), n_boot=100, bar=False).table
+    assert (t.change > .01).all() and (t.verdict == 'worse').all() and (t.up == '0 of 3').all()
+    with pytest.raises(DataError, match="no metric 'breir'; did you mean 'brier'"): coupling_controls(out, arms=(), metrics=('breir',), n_boot=10, bar=False)
+    with pytest.raises(DataError, match="no correction 'prox'"): confirm(out, y, z[None, None], patients + 10**6, arms=['prox'])
+
+
+def test_planted_couplings_are_found_where_they_are_strong_and_their_gain_is_not_exceeded():
+    y, z, patients = simulate(900, [.3, .2, .15, .25], 1.5, seed=4)
+    out = Outputs(y, z, patients, patients % 3, list('ABCD'))
+    t = coupling_power(out, sizes=(0, 6), n_edges=3, draws=2, n_boot=100, bar=False)
+    assert len(t) == 8 and set(t['size']) == {0, 6}
+    nothing, strong = t[t['size'] == 0], t[t['size'] == 6]
+    assert (nothing.truth == 0).all() and not nothing.better.any() and (nothing.found == 0).all()
+    assert strong.better.all() and (strong.found > 2).all() and (strong.change < strong.truth + .01).all() and (strong.truth > .02).all()
+    assert t.equals(coupling_power(out, sizes=(0, 6), n_edges=3, draws=2, n_boot=100, bar=False))
+    for wrong, says in ((dict(n_edges=13), '13 couplings cannot be planted between 4 findings'), (dict(draws=0), 'at least one of each'), (dict(arms=('stacking',)), "'stacking' fits no matrix")):
+        with pytest.raises(DataError, match=says): coupling_power(out, **dict(bar=False) | wrong)
+
+
+def test_labels_are_drawn_from_the_planted_couplings():
+    y, z, patients = simulate(4000, [.3, .2, .15, .25], 1.5, seed=4)
+    y[:50, 1] = np.nan
+    planted, A = room._plant(Outputs(y, z, patients, patients % 3, list('ABCD')), [0, 1, 2], 5., 2, 7)
+    assert (A != 0).sum() == 2 and set(np.abs(A[A != 0])) == {5.} and not A[3].any() and not A[:, 3].any() and not A.diagonal().any()
+    assert np.isnan(planted.targets[:50, 1]).all() and not np.isnan(planted.targets[50:]).any()
+    known = planted.targets[50:]
+    assert np.allclose(known.mean(0), expit(planted.arms['truth'][0][50:]).mean(0), atol=.03)

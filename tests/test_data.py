@@ -75,6 +75,7 @@ TABLES = {
     'a cell too many in one row': (rows_case(ok, 'f1.png,p0,0,1,9'), 'has a broken row'),
     'open quote': (rows_case('"f0.png,p0,0,1'), 'has a broken row'),
     'gzip truncated': (bytes_case(gzip.compress(b'image,patient,Edema,Mass\n' + os.urandom(3000).hex().encode())[:900], 'labels.csv.gz'), 'cannot be read'),
+    'gzip with a changed byte': (bytes_case(b''.join(bytes([b ^ (255 if i == 40 else 0)]) for i, b in enumerate(gzip.compress(b'image,patient,Edema,Mass\n' + os.urandom(3000).hex().encode()))), 'labels.csv.gz'), 'cannot be read'),
     'gzip only by name': (bytes_case(b'image,patient,Edema,Mass\n', 'labels.csv.gz'), 'cannot be read'),
     'missing column': (rows_case('f0.png,p0,0', header='image,patients,Edema', labels=['Edema']), "no column 'patient'; did you mean 'patients'"),
     'column twice': (rows_case('f0.png,p0,0,1,0', header='image,patient,Edema,Mass,Mass'), "column 'Mass' is there twice"),
@@ -106,6 +107,7 @@ TABLES = {
     'nih: missing column': (files_case('nih', {'Data_Entry_2017.csv': 'Image Index,Finding Label,Patient ID\na.png,Mass,1\n'}), "no column 'Finding Labels'; did you mean 'Finding Label'"),
     'nih: misspelt finding': (files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.png,Mass|Hernai,1\n'}), "unknown finding 'Hernai'; did you mean 'Hernia'"),
     'nih: blank findings': (files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.png,,1\n'}), 'not all filled in in 1 rows (row 0)'),
+    'nih: list that is no text': (files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.png,Mass,1\n', 'test_list.txt': b'\xff\xfe'}), 'test_list.txt is not UTF-8'),
     'nih: one stem twice': (files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.png,Mass,1\n', 'f0.jpg': 'x'}), 'share their name with another (f0.jpg, f0.png)'),
     'chexpert: nothing': (files_case('chexpert', {}), 'holds no train.csv or valid.csv'),
     'chexpert: other path': (files_case('chexpert', {'train.csv': chex + '\nf0.png,Male,60,Frontal,AP' + ',' * 14 + '\n'}), "Path is 'f0.png' in row 0"),
@@ -120,9 +122,14 @@ TABLES = {
     'mimic: no split': (files_case('mimic', {}), 'holds no file mimic-cxr-*-split.csv.gz'),
     'mimic: study twice': (files_case('mimic', {'mimic-cxr-2.0.0-split.csv': mimic_ids + 'dicom_id,split\n1,2,a,train\n',
                                                 'mimic-cxr-2.0.0-chexpert.csv': mimic_ids + ','.join(CHEXPERT) + ('\n1,2' + ',' * 14) * 2 + '\n'}), 'list study 2 more than once'),
+    'mimic: film twice': (files_case('mimic', {'mimic-cxr-2.0.0-split.csv': mimic_ids + 'dicom_id,split\n1,2,a,train\n', 'mimic-cxr-2.0.0-chexpert.csv': mimic_ids + ','.join(CHEXPERT) + '\n1,2' + ',' * 14 + '\n',
+                                               'mimic-cxr-2.0.0-metadata.csv': mimic_ids + 'dicom_id,ViewPosition\n1,2,a,AP\n1,2,a,PA\n'}), 'list film a more than once'),
+    'padchest: a number': (files_case('padchest', {'PADCHEST.csv': 'ImageID,PatientID,Labels\nf0.png,1,5\n'}), "Labels is '5'"),
+    'padchest: a list of numbers': (files_case('padchest', {'PADCHEST.csv': 'ImageID,PatientID,Labels\nf0.png,1,[1]\n'}), "Labels is '[1]'"),
     'padchest: not a list': (files_case('padchest', {'PADCHEST.csv': 'ImageID,PatientID,Labels\nf0.png,1,normal\n'}), "Labels is 'normal'"),
     'padchest: unknown finding': (files_case('padchest', {'PADCHEST.csv': "ImageID,PatientID,Labels\nf0.png,1,['nodule']\n"}, labels=['nodules']), "unknown finding 'nodules'; did you mean 'nodule'"),
     'padchest: rare': (files_case('padchest', {'PADCHEST.csv': "ImageID,PatientID,Labels\nf0.png,1,['nodule']\n"}), 'lower min_films'),
+    'vindr: blank class': (files_case('vindr', {'train.csv': 'image_id,class_name,rad_id\nf0,Mass,R1\nf1,,R1\n'}), 'not filled in in 1 rows (row 1)'),
     'vindr: no class': (files_case('vindr', {'train.csv': 'image_id,rad_id\na,R1\n'}), "no column 'class_name'"),
 }
 
@@ -621,6 +628,28 @@ d.PixelCache(table, sys.argv[1], 8, cache_dir=sys.argv[1] + '/cache', n_jobs=1, 
     assert len(counted) == n - 256
     assert np.array_equal(np.asarray(px), np.stack([np.asarray(Image.open(tmp_path / f)) for f in table.image]))
     assert not list((tmp_path / 'cache').glob('**/*.part')) and not list((tmp_path / 'cache').glob('**/*.done'))
+
+
+@pytest.mark.parametrize('state', ['no marks', 'empty marks', 'no room yet', 'part of the keys'])
+def test_films_are_not_taken_from_a_cache_that_was_never_whole(good, table, state):
+    "A run that was killed, or had no disk left, between the files of a new cache"
+    whole, some = cache(table, good), table.iloc[:4].reset_index(drop=True)
+    stem = whole.path.with_suffix('')
+    stem.with_suffix('.npy').rename(part := stem.with_suffix('.part'))
+    head = part.stat().st_size - whole.nbytes
+    part.write_bytes(part.read_bytes()[:head] + bytes(whole.nbytes if state != 'no room yet' else 0))
+    if state != 'no marks': stem.with_suffix('.done').write_bytes(bytes([1]*6) if state in ('no room yet', 'part of the keys') else b'')
+    if state == 'part of the keys': (f := stem.with_suffix('.films')).write_bytes(f.read_bytes()[:24])
+    assert np.array_equal(np.asarray(cache(some, good)), np.stack([read_film(good / f, 16) for f in some.image]))
+
+
+def test_a_sex_or_a_year_that_is_missing_everywhere(tmp_path):
+    write_films(tmp_path / 'train/patient1/study1', ['v.jpg'])
+    (tmp_path / 'train.csv').write_text(chex + '\ntrain/patient1/study1/v.jpg,,60,Frontal,AP' + ',' * 14 + '\n')
+    assert read_table('chexpert', tmp_path, verbose=False).sex.isna().all()
+    write_films(tmp_path, ['f0.png'])
+    (tmp_path / 'PADCHEST.csv').write_text("ImageID,PatientID,Labels,StudyDate_DICOM,PatientBirth\nf0.png,1,['nodule'],20100101,l960\n")
+    assert read_table('padchest', tmp_path, verbose=False, min_films=1).age.isna().all()
 
 
 def test_two_at_once_decode_once(good, table, counted):

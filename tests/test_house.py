@@ -28,8 +28,12 @@ def floor(room): return next(i for i, rooms in enumerate(FLOORS) if room in room
 def imports(path):
     "The rooms of cxrlg that a module imports"
     names = [n for node in ast.walk(ast.parse(path.read_text())) for n in
-             ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ''] if isinstance(node, ast.ImportFrom) else [])]
+             ([a.name for a in node.names] if isinstance(node, ast.Import) else ['cxrlg.'*node.level + (node.module or '')] if isinstance(node, ast.ImportFrom) else [])]
     return {n.split('.')[1] for n in names if n.startswith('cxrlg.')}
+
+
+def test_imports_are_seen():
+    assert {'data', 'train', 'eval'} <= imports(ROOT/'cxrlg'/'study.py') and {'data', 'splits', 'model'} <= imports(ROOT/'cxrlg'/'train.py')
 
 
 @pytest.mark.parametrize('path', sorted(p for p in (ROOT/'cxrlg').glob('*.py') if not p.stem.startswith('_')), ids=lambda p: p.stem)

@@ -11,11 +11,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
-from cxrlg import model, train
-from cxrlg.data import DataError
+from cxrlg import model, study, train
+from cxrlg.data import DataError, PixelCache
 from cxrlg.train import EpochSeed, fold_lock, train_fold
 
 TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', arch_args={}, bs=8, epochs=3, threads=1)
@@ -179,6 +182,15 @@ def test_without_locks_the_name_in_the_file_decides(tmp_path, monkeypatch, holde
     (path/'lock').write_text('')
     with fold_lock(path): pass
     assert train_fold(config('none', tmp_path) | dict(epochs=1), bar=False).path == path
+
+
+def test_without_locks_a_cache_is_made_and_nobody_is_waited_for(tmp_path, monkeypatch):
+    without_locks(monkeypatch)
+    Image.fromarray(np.full((9, 9), 7, np.uint8)).save(tmp_path/'a.png')
+    pixels = PixelCache(pd.DataFrame(dict(image=['a.png'])), tmp_path, 8, cache_dir=tmp_path/'cache', progress=False)
+    assert (np.asarray(pixels) == 7).all()
+    (tmp_path/'lock').write_text('process 1 on some-other-host')
+    assert study._wait_for(tmp_path, 5) is None
 
 
 def test_one_at_a_time_whatever_the_hurry(tmp_path):

@@ -83,7 +83,7 @@ def test_read_boxes(tmp_path):
 
 
 BAD_BOXES = {'text': ('a.png', 'Mass', 'left', 1, 1, 1), 'blank': ('a.png', 'Mass', '', 1, 1, 1), 'no width': ('a.png', 'Mass', 1, 1, 0, 1), 'negative': ('a.png', 'Mass', -3, 1, 1, 1),
-             'outside': ('a.png', 'Mass', 1, 1025, 1, 1), 'infinite': ('a.png', 'Mass', 1, 1, 'inf', 1), 'no finding': ('a.png', '', 1, 1, 1, 1)}
+             'outside': ('a.png', 'Mass', 1, 1025, 1, 1), 'infinite': ('a.png', 'Mass', 1, 1, 'inf', 1), 'no finding': ('a.png', '', 1, 1, 1, 1), 'no film': ('', 'Mass', 1, 1, 1, 1)}
 
 
 @pytest.mark.parametrize('name', BAD_BOXES)
@@ -314,6 +314,13 @@ def test_write_localisation_and_its_command(nih_folder, tmp_path, monkeypatch, c
     assert sorted(p.name for p in (tmp_path/'elsewhere').iterdir()) == ['localisation.csv', 'localisation.png', 'localisation_films.csv']
     main(str(study), str(nih_folder), arm='prox', n_boot=50)
     assert pd.read_csv(study/'localisation.csv').arm.tolist() == saved.arm.tolist()
+    each.assign(patient='00' + each.patient).to_csv(study/'localisation_films.csv', index=False)
+    main(str(study), str(nih_folder), arm='prox', n_boot=50)
+    again = pd.read_csv(study/'localisation_films.csv', dtype={'patient': str})
+    assert again.patient[again.arm == 'none'].str.startswith('00').all()
+    (study/'localisation.csv').write_bytes(b'')
+    with pytest.raises(SystemExit): main(str(study), str(nih_folder), arm='prox', n_boot=50)
+    assert 'localisation.csv cannot be read' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('wrong, say', [(dict(boxes='lost.csv'), 'lost.csv cannot be read'), (dict(study_dir='nothing'), 'there is no study'), (dict(root='nowhere'), 'cannot be read'), (dict(arm='l1'), 'choose one of none, prox'), (dict(dataset='nhi'), 'did you mean')])

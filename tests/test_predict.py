@@ -549,6 +549,8 @@ REFUSED = {
     'seeds': (lambda s, f, t: dict(seeds='42,x'), '--seeds 42,x: give whole numbers'),
     'no such seed': (lambda s, f, t: dict(seeds='43'), 'has no seed 43: choose among 42'),
     'template alone': (lambda s, f, t: dict(template='sample.csv'), 'belong to --submission'),
+    'one file for both': (lambda s, f, t: dict(submission='p.csv', out='./p.csv'), 'are both'),
+    'submission over its template': (lambda s, f, t: dict(submission='s.csv', template='s.csv'), '--submission and --template are both s.csv'),
     'id alone': (lambda s, f, t: dict(id='image'), 'belong to --submission'),
     'maps of a submission': (lambda s, f, t: dict(submission='s.csv', heatmaps='maps'), '--heatmaps belongs to a table'),
     'submission is a film': (lambda s, f, t: dict(submission=f), 'is one of the films'),
@@ -676,6 +678,20 @@ def test_onnx_gives_the_numbers_of_the_command(tmp_path, arm, in_chans, flip, sc
     text = (file.parent/'model_card.md').read_text()
     assert hashlib.sha256(file.read_bytes()).hexdigest() in text and str(tmp_path) not in text and ('mirror image' in text) == flip
     assert all(next(predictor.models[0].parameters()).device.type == 'cpu' for _ in [0])
+
+
+@pytest.mark.parametrize('mode', ['squash', 'pad'])
+def test_the_cards_example_gives_the_numbers_of_the_command(tmp_path, mode, monkeypatch, capsys):
+    needs_onnx()
+    write_fold(tmp_path/'s/none/seed1/fold0', data_args=dict(mode=mode))
+    predictor = load(tmp_path/'s')
+    assert predictor.mode == mode
+    predictor.export('onnx', tmp_path/'m.onnx')
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 90), dtype=np.uint8)).save(tmp_path/'film.png')
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r'```python\n(.*?)```', (tmp_path/'model_card.md').read_text(), re.S)[1], {})
+    shown = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_allclose(shown, numbers(predictor(['film.png']))[0], atol=6e-4)
 
 
 def test_export_is_refused_or_undone(study, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 import yaml
 
 from conftest import ROOT
@@ -173,6 +175,57 @@ def test_locked_patients_are_scored_once_and_by_these_weights(tmp_path):
         (jobs[0].path/'config.json').write_text(json.dumps(config | dict(hashes=config['hashes'] | {part: 'another'})))
         with pytest.raises(DataError, match=f'another {part}'): score_locked(folder, bar=False)
     assert not (jobs[0].path/'locked.parquet').exists() and not list(tmp_path.rglob('*.tmp-*'))
+
+
+def test_folds_are_scored_side_by_side_each_with_its_own_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    jobs, before, seen, both, frame = trained(tmp_path), torch.get_num_threads(), [], threading.Barrier(2, timeout=120), study._locked_frame
+    def together(*args):
+        both.wait()
+        seen.append(torch.get_num_threads())
+        return frame(*args)
+    alone = {cfg.path: pd.read_parquet(path) for cfg, path in zip(jobs, score_locked(jobs, bar=False, n_jobs=1))}
+    for path in alone: (path/'locked.parquet').unlink()
+    monkeypatch.setattr(study, '_locked_frame', together)
+    score_locked(jobs, bar=False, n_jobs=2)
+    assert seen == [1, 1] and torch.get_num_threads() == before
+    for path, one in alone.items(): pd.testing.assert_frame_equal(pd.read_parquet(path/'locked.parquet'), one)
+
+
+def test_a_fold_that_cannot_be_scored_leaves_nothing_half_written(tmp_path, monkeypatch):
+    jobs, frame = trained(tmp_path), study._locked_frame
+    def failing(cfg, *args):
+        if cfg.fold == 1: raise DataError('this one')
+        return frame(cfg, *args)
+    (jobs[1].path/'locked.parquet.tmp-1').write_bytes(b'left by a kill')
+    monkeypatch.setattr(study, '_locked_frame', failing)
+    with pytest.raises(DataError, match='this one'): score_locked(jobs, bar=False, n_jobs=2)
+    assert not list(tmp_path.rglob('*.tmp-*')) and not list(tmp_path.rglob('lock')) and not (jobs[1].path/'locked.parquet').exists()
+    monkeypatch.setattr(study, '_locked_frame', frame)
+    assert jobs[1].path/'locked.parquet' in score_locked(jobs, bar=False)
+
+
+def test_a_process_that_comes_second_does_not_score_again(tmp_path, monkeypatch):
+    jobs, frame, calls = trained(tmp_path), study._locked_frame, []
+    score_locked(jobs, bar=False)
+    stamp = (jobs[0].path/'locked.parquet').stat().st_mtime_ns
+    monkeypatch.setattr(study, '_locked_frame', lambda *a: calls.append(a) or frame(*a))
+    study._score(jobs[0], None, None, None)
+    assert not calls and stamp == (jobs[0].path/'locked.parquet').stat().st_mtime_ns
+
+
+def test_a_fold_trained_again_forgets_what_its_predecessor_said(tmp_path):
+    jobs = trained(tmp_path)
+    score_locked(jobs, bar=False)
+    (jobs[0].path/'model.safetensors').unlink()
+    train_fold(jobs[0], bar=False)
+    assert not (jobs[0].path/'locked.parquet').exists() and (jobs[1].path/'locked.parquet').exists()
+
+
+@pytest.mark.parametrize('arch_args', [dict(act_layer='foo'), dict(block='x'), dict(output_stride=5), dict(layers='two')])
+def test_a_model_that_cannot_be_built_is_one_line(tmp_path, arch_args):
+    with pytest.raises(DataError, match='arch=|holds no') as e: run_study(TINY | dict(out_dir=str(tmp_path), arch='resnet10t', arch_args=arch_args), bar=False)
+    assert '\n' not in str(e.value) and str(e.value).split(': ')[-1].strip()
 
 
 def test_locked_patients_are_not_scored_before_the_end(tmp_path):
