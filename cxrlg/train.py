@@ -33,6 +33,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastai.callback.mixup import MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler, valley
 from fastai.callback.training import GradientAccumulation
@@ -54,7 +55,7 @@ from .splits import folds_hash, make_folds, read_folds
 # %% ../nbs/05_train.ipynb #ec2bfc48
 ARMS = ('none', 'l1', 'prox')
 _NO_NUMBER = ('data_dir', 'out_dir', 'study', 'on_device')
-_LATER = ('message', 'symmetric', 'deterministic')
+_LATER = ('message', 'symmetric', 'deterministic', 'mixup')
 
 @dataclass
 class TrainConfig:
@@ -105,6 +106,7 @@ class TrainConfig:
     rotate:float = 10.
     crop:float = 0.84
     jitter:float = 0.
+    mixup:float = 0.
     study:str = 'first'
     out_dir:str = ''
 
@@ -143,7 +145,7 @@ def _is_in(*choices): return lambda v: v in choices
 _RULES = (
     *((n, _is_int(lo), f'a whole number, at least {lo}') for n, lo in dict(size=16, n_splits=2, fold=0, fold_seed=0, epochs=1, bs=2, accum=1, seed=0, threads=1).items()),
     *((n, _is_num(0, 1), 'a share between 0 and 1') for n in ('locked', 'drop_rate', 'warmup', 'flip', 'crop', 'jitter', 'asl_clip', 'lam_share')),
-    *((n, _is_num(0), 'a number, at least 0') for n in ('wd', 'grad_clip', 'gamma_neg', 'gamma_pos', 'rotate', 'graph_lr', 'alpha')),
+    *((n, _is_num(0), 'a number, at least 0') for n in ('wd', 'grad_clip', 'gamma_neg', 'gamma_pos', 'rotate', 'graph_lr', 'alpha', 'mixup')),
     ('lr', lambda v: _is_num(0)(v) and v > 0, 'a number above 0'), ('lam', _is_num(-math.inf), 'a number; negative asks for the default'),
     ('ema', lambda v: _is_num(0, 1)(v) and v < 1, 'a decay in [0, 1)'), ('arm', _is_in(*ARMS), f'use one of {", ".join(ARMS)}'),
     ('loss', _is_in('asl', 'bce'), 'use asl or bce'), ('amp', _is_in('bf16', 'fp16', 'no'), 'use bf16, fp16 or no'),
@@ -534,6 +536,7 @@ def make_learner(
     loss = AsymmetricLoss(cfg.gamma_neg, cfg.gamma_pos, cfg.asl_clip) if cfg.loss == 'asl' else AsymmetricLoss(0, 0, 0)
     cbs = [EpochSeed(cfg.seed), History(labels, bar), StepGuard(cfg.grad_clip, films=films), *_graph_callback(cfg)]
     if cfg.ema: cbs.append(EMA(cfg.ema))
+    if cfg.mixup: cbs.append(MixUp(cfg.mixup))
     if cfg.accum > 1: cbs.append(GradientAccumulation(cfg.accum*cfg.bs))
     if cfg.amp == 'fp16': cbs.append(MixedPrecision(AMPMode.FP16))
     learn = Learner(dls, model, loss, partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True)), lr=cfg.lr, splitter=_split_graph, cbs=cbs)

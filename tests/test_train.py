@@ -567,3 +567,16 @@ def test_the_learning_rate_finder_refuses_in_one_line(ask, says):
 def test_a_bare_no_in_yaml_turns_mixed_precision_off():
     "YAML reads `amp: no` as false"
     assert TrainConfig(amp=False) == TrainConfig(amp='no') and TrainConfig(amp=False).hash == TrainConfig(amp='no').hash
+
+
+def test_mixup_mixes_films_and_labels_in_training_alone_and_survives_a_resume(tmp_path, monkeypatch):
+    seen = []
+    class Watch(Callback):
+        def after_batch(self): seen.append((self.training, bool(((self.y > 0) & (self.y < 1)).any())))
+    with_callback(monkeypatch, Watch())
+    whole = run(tmp_path/'whole', arm='prox', mixup=.4)
+    assert {mixed for training, mixed in seen if training} == {True} and {mixed for training, mixed in seen if not training} == {False}
+    interrupt(monkeypatch, tmp_path/'resumed', arm='prox', mixup=.4)
+    assert read(run(tmp_path/'resumed', arm='prox', mixup=.4)) == read(whole)
+    with pytest.raises(DataError, match='mixup=-1'): TrainConfig(mixup=-1)
+    assert TrainConfig(mixup=0.).hash == TrainConfig().hash != TrainConfig(mixup=.4).hash
