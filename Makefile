@@ -12,7 +12,7 @@ study: .venv/ready
 	$(BIN)/cxrlg_study $(CONFIG)
 
 test: .venv/ready
-	CXRLG_RUNS=$$(mktemp -d) $(BIN)/nbdev_test --n_workers 2
+	CUDA_VISIBLE_DEVICES= CXRLG_RUNS=$$(mktemp -d) $(BIN)/nbdev_test --n_workers 2
 	$(BIN)/python -m pytest -q --durations=12 tests
 
 docs: .venv/ready

@@ -40,7 +40,7 @@ from tqdm import tqdm
 import cxrlg
 from .data import FILM_SUFFIXES, DataError, atomic_write, few, fit_film, nearest, read_film
 from .eval import calibrated, ensemble, tta
-from .model import load_model, predict_logits
+from .model import full_float32, load_model, predict_logits
 
 # %% ../nbs/08_predict.ipynb #48e121af
 def _inside(folder):
@@ -147,12 +147,6 @@ def _blank(film):
     low, high = np.percentile(film, [1, 99])
     return high - low < 8
 
-# %% ../nbs/08_predict.ipynb #e1ac3446
-@contextmanager
-def _exact():
-    "Inference in full float32, on a GPU too"
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False): yield
-
 # %% ../nbs/08_predict.ipynb #594efc8f
 def _batch(model, pixels):
     "uint8 [b, s, s] as float [b, 1, s, s] in [0, 1] on the model's device"
@@ -161,7 +155,7 @@ def _batch(model, pixels):
 # %% ../nbs/08_predict.ipynb #b4c709d3
 def _probs(model, pixels, flip):
     "Probabilities of one model, [b, L] float32"
-    with _exact():
+    with full_float32():
         if not flip: return expit(model(_batch(model, pixels)).cpu().numpy())
         logits = predict_logits(model, pixels, bs=len(pixels))
     return tta(logits['r'], logits['rf'])
@@ -181,7 +175,7 @@ def _folded(model):
     return model
 
 # %% ../nbs/08_predict.ipynb #2d427346
-@_exact()
+@full_float32()
 def class_maps(
     model, # `CXRNet` in eval mode
     x:torch.Tensor, # [b, 1, s, s] films, float in [0, 1]

@@ -4,11 +4,25 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from fastai.torch_core import defaults
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # A shell ignores SIGINT for what it starts in the background, and commands inherit that: those that a test stops would not hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def on_the_cpu(request):
+    "Sums on a CPU are the same each time, so all tests are of the CPU, also of the commands they start, but those of `test_gpu.py`"
+    with pytest.MonkeyPatch.context() as m:
+        if request.module.__name__ != 'test_gpu':
+            m.setenv('CUDA_VISIBLE_DEVICES', '')
+            m.setattr(torch.cuda, 'is_available', lambda: False)
+            m.setattr(torch.cuda, 'device_count', lambda: 0)
+            m.setattr(defaults, 'use_cuda', False)
+        yield
 
 
 @pytest.fixture(scope='session')
