@@ -8,6 +8,7 @@ from conftest import ROOT
 from cxrlg.ablation import ablation_table
 from cxrlg.controls import load_outputs, load_study
 from cxrlg.eval import auc_interval, macro_auc, paired_bootstrap
+from cxrlg.study import expand, read_config
 
 README = (ROOT/'README.md').read_text()
 
@@ -65,3 +66,12 @@ def test_the_ablation_in_the_paper_page():
             written = [float(x) for x in re.findall(r'[-+]?\d\.\d{3}', cells[column])]
             assert written == pytest.approx([t.change, t.low, t.high][:len(written)], abs=.0006), variant
             if name == 'phantom': assert cells[5] == t.verdict, variant
+
+
+@pytest.mark.parametrize('name', ['nih128_pretrained', 'nih128_seresnext', 'nih128_pretrained_224'])
+def test_kept_studies_are_those_of_the_committed_configurations(name):
+    kept = load_study(ROOT/'nbs'/'results'/f'{name}_outputs.npz').cells
+    jobs = {(j.arm, j.seed, j.fold): j for j in expand(read_config(ROOT/'configs'/f'{name}.yaml'))}
+    assert set(jobs) == set(kept)
+    first = next(iter(kept))
+    assert jobs[first].hash == kept[first]['config']['hashes']['config']
