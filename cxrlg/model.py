@@ -172,7 +172,13 @@ def load_model(
 @contextmanager
 def full_float32(): # context, or a decorator
     "Inference in full float32, on a GPU too"
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False): yield
+    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    was = [kind.fp32_precision for kind in kinds]
+    for kind in kinds: kind.fp32_precision = 'ieee'
+    try:
+        with torch.inference_mode(): yield
+    finally:
+        for kind, precision in zip(kinds, was): kind.fp32_precision = precision
 
 def _batch(pixels, rows, device):
     "Films of `rows` as float [b, 1, s, s] in [0, 1]"

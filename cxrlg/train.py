@@ -11,6 +11,7 @@ __all__ = ['ARMS', 'TrainConfig', 'check_names', 'EMA', 'warmup_cosine', 'StepGu
 # %% ../nbs/05_train.ipynb #8d2018c5
 import errno
 import fcntl
+import gc
 import hashlib
 import json
 import math
@@ -54,6 +55,7 @@ from .splits import folds_hash, make_folds, read_folds
 
 # %% ../nbs/05_train.ipynb #ec2bfc48
 ARMS = ('none', 'l1', 'prox')
+_HALF = dict(bf16=torch.bfloat16, fp16=torch.float16)
 _NO_NUMBER = ('data_dir', 'out_dir', 'study', 'on_device')
 _LATER = ('message', 'symmetric', 'deterministic', 'mixup')
 
@@ -531,7 +533,7 @@ def make_learner(
     "A fastai Learner that holds the whole recipe"
     if cfg.amp == 'fp16' and dls.device.type != 'cuda': raise DataError('amp=fp16 needs a CUDA GPU: use bf16 or no')
     model = (model or make_model(cfg, labels, _prevalence(dls))).to(dls.device, memory_format=torch.channels_last)
-    if cfg.amp == 'bf16': model.amp = torch.bfloat16
+    model.amp = _HALF.get(cfg.amp)
     if cfg.compile: model.backbone.compile()
     loss = AsymmetricLoss(cfg.gamma_neg, cfg.gamma_pos, cfg.asl_clip) if cfg.loss == 'asl' else AsymmetricLoss(0, 0, 0)
     cbs = [EpochSeed(cfg.seed), History(labels, bar), StepGuard(cfg.grad_clip, films=films), *_graph_callback(cfg)]
@@ -755,24 +757,24 @@ def enough_memory(
         raise DataError(f'out of memory on {device} with bs={cfg.bs}, size={cfg.size} and arch={cfg.arch}: {do}') from e
 
 # %% ../nbs/05_train.ipynb #5264e8aa
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+
 @contextmanager
 def determinism(
     on:bool=True, # False: change nothing
 ): # context in which PyTorch, cuDNN and cuBLAS use deterministic algorithms only
     "The same bytes twice on a GPU too"
     if not on: yield; return
-    cudnn, name = torch.backends.cudnn, 'CUBLAS_WORKSPACE_CONFIG'
-    was = cudnn.benchmark, cudnn.deterministic, torch.utils.deterministic.fill_uninitialized_memory, os.environ.get(name)
+    cudnn = torch.backends.cudnn
+    was = cudnn.benchmark, cudnn.deterministic, torch.utils.deterministic.fill_uninitialized_memory
     mode = torch.get_deterministic_debug_mode()
-    _set_determinism(False, True, False, was[-1] or ':4096:8', 'error')
+    _set_determinism(False, True, False, 'error')
     try: yield
     finally: _set_determinism(*was, mode)
 
-def _set_determinism(benchmark, deterministic, fill, workspace, mode):
+def _set_determinism(benchmark, deterministic, fill, mode):
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = benchmark, deterministic
     torch.utils.deterministic.fill_uninitialized_memory = fill
-    os.environ.pop('CUBLAS_WORKSPACE_CONFIG', None)
-    if workspace: os.environ['CUBLAS_WORKSPACE_CONFIG'] = workspace
     torch.set_deterministic_debug_mode(mode)
 
 # %% ../nbs/05_train.ipynb #19555f33
@@ -787,6 +789,11 @@ def _train(cfg, table, pixels, folds, dls, model, bar):
         _write_results(cfg, cfg.path, learn, table, pixels, folds, hashes, time.perf_counter() - start)
 
 # %% ../nbs/05_train.ipynb #a84dd482
+def _forget():
+    "Free what the trained fold's learner held: it and its callbacks refer to each other"
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+
 def _tidy(path):
     "Remove what a process left that was killed after its last file"
     if not any((path/name).exists() for name in ('checkpoint.pt', 'lock')): return
@@ -806,7 +813,7 @@ def train_fold(
         dls = _loaders(cfg, pixels, table, folds)
         model = make_model(cfg, table.attrs['labels'], _prevalence(dls))
         with fold_lock(cfg.path):
-            if not is_done(cfg): _train(cfg, table, pixels, folds, dls, model, bar)
+            if not is_done(cfg): _train(cfg, table, pixels, folds, dls, model, bar); _forget()
     _tidy(cfg.path)
     return FoldResult.load(cfg.path)
 

@@ -165,6 +165,9 @@ def test_each_job_of_a_host_has_a_gpu_of_its_own(monkeypatch, tmp_path):
 
 def test_the_gpus_are_those_that_the_environment_names(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    with pytest.raises(DataError, match='2 GPUs that PyTorch .* cannot use') as e: study._gpus()
+    assert '\n' not in str(e.value)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     for named, gpus in ((None, ['0', '1']), ('2,5', ['2', '5']), ('GPU-a, GPU-b', ['GPU-a', 'GPU-b'])):
         monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
         if named: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', named)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conftest import ROOT
+from cxrlg import train
 from cxrlg.graph import GraphL1
 from cxrlg.model import load_model, predict_logits
 from cxrlg.predict import Predictor
@@ -42,6 +43,22 @@ def not_waiting(method):
         try: return method(self)
         finally: torch.cuda.set_sync_debug_mode('default')
     return guarded
+
+
+@pytest.mark.parametrize('amp, half', [('bf16', torch.bfloat16), ('fp16', torch.float16)])
+def test_training_computes_in_half_precision(tmp_path, monkeypatch, amp, half):
+    seen, real = set(), train.make_learner
+    def watched(*args):
+        learn = real(*args)
+        learn.model.backbone.conv1.register_forward_hook(lambda m, i, o: m.training and seen.add(o.dtype))
+        return learn
+    monkeypatch.setattr(train, 'make_learner', watched)
+    assert run(tmp_path, amp=amp, arch='test_resnet', arch_args={}).history.skipped.sum() == 0 and seen == {half}
+
+
+def test_deterministic_after_a_fold_that_was_not(tmp_path):
+    run(tmp_path/'first', deterministic=False)
+    assert read(run(tmp_path/'a')) == read(run(tmp_path/'b'))
 
 
 class Stop(Exception): pass

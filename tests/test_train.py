@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -564,3 +565,38 @@ def test_mixup_mixes_films_and_labels_in_training_alone_and_survives_a_resume(tm
     assert read(run(tmp_path/'resumed', arm='prox', mixup=.4)) == read(whole)
     with pytest.raises(DataError, match='mixup=-1'): TrainConfig(mixup=-1)
     assert TrainConfig(mixup=0.).hash == TrainConfig().hash != TrainConfig(mixup=.4).hash
+
+
+@pytest.mark.parametrize('amp, half', [('bf16', torch.bfloat16), ('fp16', torch.float16), ('no', torch.float32)])
+def test_training_computes_in_the_type_that_amp_names(monkeypatch, amp, half):
+    "fp16 is for a GPU; here its context and scaler are asked for on the CPU"
+    cfg = TrainConfig(**TINY | dict(amp='no', epochs=1))
+    table, pixels = load_data(cfg)
+    dls = fold_dls(pixels, table, np.arange(len(table)) % 3, 0, bs=8)
+    cfg.amp = amp
+    dls.__dict__['_device'] = torch.device('cuda') if amp == 'fp16' else torch.device('cpu')
+    monkeypatch.setattr(nn.Module, 'to', lambda self, *a, **k: self)
+    net, seen = make_learner(cfg, dls, table.attrs['labels'], bar=False).model, set()
+    net.backbone.conv1.register_forward_hook(lambda m, i, o: seen.add(o.dtype))
+    with torch.autocast('cpu', half, enabled=amp == 'fp16'): z = net(torch.rand(2, 1, 32, 32))
+    assert seen == {half} and z.dtype == torch.float32
+
+
+def test_a_trained_fold_leaves_no_learner_in_memory(tmp_path, monkeypatch):
+    kept, real = [], train.make_learner
+    def watched(*args): kept.append(weakref.ref(learn := real(*args))); return learn
+    monkeypatch.setattr(train, 'make_learner', watched)
+    run(tmp_path, epochs=1)
+    assert len(kept) == 1 and kept[0]() is None
+
+
+def test_full_float32_leaves_the_precisions_as_they_were():
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    try:
+        for kind, precision in ((conv, 'ieee'), (conv, 'tf32'), (matmul, 'tf32')):
+            kind.fp32_precision = precision
+            was = conv.fp32_precision, matmul.fp32_precision
+            with model.full_float32(): assert (conv.fp32_precision, matmul.fp32_precision) == ('ieee', 'ieee') and torch.is_inference_mode_enabled()
+            assert (conv.fp32_precision, matmul.fp32_precision) == was and not torch.is_inference_mode_enabled()
+    finally: conv.fp32_precision, matmul.fp32_precision = before
