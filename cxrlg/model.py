@@ -7,6 +7,7 @@ __all__ = ['CXRNet', 'save_model', 'load_model', 'full_float32', 'predict_logits
 
 # %% ../nbs/02_model.ipynb #889f5068
 import json
+import threading
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -169,16 +170,21 @@ def load_model(
     return model.eval()
 
 # %% ../nbs/02_model.ipynb #6384469e
+_precisions, _gate, _inside = (torch.backends.cudnn.conv, torch.backends.cuda.matmul), threading.Lock(), []
+
 @contextmanager
 def full_float32(): # context, or a decorator
     "Inference in full float32, on a GPU too"
-    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    was = [kind.fp32_precision for kind in kinds]
-    for kind in kinds: kind.fp32_precision = 'ieee'
+    with _gate:
+        _inside.append([o.fp32_precision for o in _precisions])
+        for o in _precisions: o.fp32_precision = 'ieee'
     try:
         with torch.inference_mode(): yield
     finally:
-        for kind, precision in zip(kinds, was): kind.fp32_precision = precision
+        with _gate:
+            was = _inside.pop()
+            if not _inside:
+                for o, precision in zip(_precisions, was): o.fp32_precision = precision
 
 def _batch(pixels, rows, device):
     "Films of `rows` as float [b, 1, s, s] in [0, 1]"

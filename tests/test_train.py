@@ -10,8 +10,10 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -600,3 +602,23 @@ def test_full_float32_leaves_the_precisions_as_they_were():
             with model.full_float32(): assert (conv.fp32_precision, matmul.fp32_precision) == ('ieee', 'ieee') and torch.is_inference_mode_enabled()
             assert (conv.fp32_precision, matmul.fp32_precision) == was and not torch.is_inference_mode_enabled()
     finally: conv.fp32_precision, matmul.fp32_precision = before
+
+
+def test_full_float32_of_two_threads_leaves_the_precisions_as_they_were():
+    conv, (first_in, second_in, first_out) = torch.backends.cudnn.conv, (threading.Event() for _ in range(3))
+    was = conv.fp32_precision, torch.backends.cudnn.allow_tf32
+    def first():
+        with model.full_float32():
+            first_in.set()
+            assert second_in.wait(60)
+        first_out.set()
+    def second():
+        assert first_in.wait(60)
+        with model.full_float32():
+            second_in.set()
+            assert first_out.wait(60)
+            return conv.fp32_precision
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(f) for f in (first, second)]
+        assert [job.result() for job in jobs] == [None, 'ieee']
+    assert (conv.fp32_precision, torch.backends.cudnn.allow_tf32) == was # the older switch, which torch.export reads, raises where the newer one says something else
