@@ -7,7 +7,6 @@ __all__ = ['CXRNet', 'save_model', 'load_model', 'full_float32', 'predict_logits
 
 # %% ../nbs/02_model.ipynb #889f5068
 import json
-import threading
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -21,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from .data import DataError, atomic_write, first_line
+from .data import DataError, atomic_write, first_line, process_wide
 from .graph import LabelGraph
 
 # %% ../nbs/02_model.ipynb #4b917c78
@@ -112,16 +111,18 @@ class CXRNet(nn.Module):
 
     def logits(self,
         x:torch.Tensor, # [b, 1, h, w] films, float in [0, 1]
+        half:bool=True, # False: float32 whatever `self.amp` says
     ) -> torch.Tensor: # [b, L] logits before the graph, float32
         "The backbone alone, under autocast to `self.amp` when that is a half-precision type"
         x = (x - self.mean) / self.std
         if self.in_chans == 3: x = x.expand(-1, 3, -1, -1)
-        with torch.autocast(x.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None): return self.backbone(x).float()
+        with torch.autocast(x.device.type, self.amp or torch.bfloat16, enabled=half and self.amp is not None): return self.backbone(x).float()
 
     def both(self,
         x:torch.Tensor, # [b, 1, h, w] films, float in [0, 1]
+        half:bool=True, # False: float32 whatever `self.amp` says
     ) -> tuple: # logits before and after the graph, [b, L] each; the same tensor twice without a graph
-        z = self.logits(x)
+        z = self.logits(x, half)
         return z, z if self.graph is None else self.graph(z)
 
     def forward(self,
@@ -170,21 +171,14 @@ def load_model(
     return model.eval()
 
 # %% ../nbs/02_model.ipynb #6384469e
-_precisions, _gate, _inside = (torch.backends.cudnn.conv, torch.backends.cuda.matmul), threading.Lock(), []
+def _precisions(): return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+def _set_precisions(values): torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = values
+_float32 = process_wide(_precisions, _set_precisions, ('ieee', 'ieee'))
 
 @contextmanager
 def full_float32(): # context, or a decorator
     "Inference in full float32, on a GPU too"
-    with _gate:
-        _inside.append([o.fp32_precision for o in _precisions])
-        for o in _precisions: o.fp32_precision = 'ieee'
-    try:
-        with torch.inference_mode(): yield
-    finally:
-        with _gate:
-            was = _inside.pop()
-            if not _inside:
-                for o, precision in zip(_precisions, was): o.fp32_precision = precision
+    with _float32, torch.inference_mode(): yield
 
 def _batch(pixels, rows, device):
     "Films of `rows` as float [b, 1, s, s] in [0, 1]"
@@ -201,11 +195,9 @@ def predict_logits(
 ) -> dict: # float32 [n, L] each: z and r, before and after the graph, and zf and rf of the mirrored film
     "Logits before and after the graph, of the films and of their mirror images"
     rows = np.arange(len(pixels)) if rows is None else np.asarray(rows)
-    amp, model.amp, parts = model.amp, None, []
-    try:
-        for i in tqdm(range(0, len(rows), bs), unit='batch', disable=not bar, leave=False):
-            x = _batch(pixels, rows[i:i + bs], model.mean.device)
-            parts.append([o.cpu().numpy() for o in (*model.both(x), *model.both(x.flip(-1)))])
-    finally: model.amp = amp
+    parts = []
+    for i in tqdm(range(0, len(rows), bs), unit='batch', disable=not bar, leave=False):
+        x = _batch(pixels, rows[i:i + bs], model.mean.device)
+        parts.append([o.cpu().numpy() for o in (*model.both(x, half=False), *model.both(x.flip(-1), half=False))])
     empty = np.zeros((0, len(model.labels)), np.float32)
     return dict(zip(('z', 'r', 'zf', 'rf'), (np.concatenate(p) for p in zip(*parts)) if parts else (empty,)*4))

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -340,9 +341,11 @@ def _quiet():
         try: yield
         finally: logging.disable(before)
 
+_exporting = threading.Lock()
+
 def _to_onnx(whole, size, metadata, path):
-    "Write a module as an ONNX file with metadata"
-    with _quiet(), torch.no_grad():
+    "Write a module as an ONNX file with metadata; one at a time, for the exporter and what silences it change settings of the process"
+    with _exporting, _quiet(), torch.no_grad():
         program = torch.onnx.export(whole, (torch.rand(2, 1, size, size),), dynamo=True, verbose=False, input_names=['film'], output_names=['probabilities'], dynamic_shapes=({0: torch.export.Dim('films')},))
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)

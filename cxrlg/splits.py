@@ -9,6 +9,7 @@ __all__ = ['MultilabelStratifiedGroupKFold', 'balance_report', 'plot_balance', '
 # %% ../nbs/01_splits.ipynb #c24a8b45
 import hashlib, os, warnings
 from pathlib import Path
+from uuid import uuid4
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -338,7 +339,7 @@ def folds_hash(
 # %% ../nbs/01_splits.ipynb #bf2e6a4c
 def _write_folds(table, folds, path):
     path = Path(path)
-    part = path.with_name(f'{path.name}.tmp-{os.getpid()}')
+    part = path.with_name(f'{path.name}.tmp-{uuid4().hex[:8]}')
     rows = pd.DataFrame({'image': table.image, 'patient': table.get('patient', ''), 'fold': folds})
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -490,6 +490,13 @@ def _locked_frame(cfg, table, pixels, rows):
     return frame
 
 # %% ../nbs/07_study.ipynb #ae150dfd
+class _Stoppable:
+    "Pixels that can be read until `stopped` is set: a thread that predicts from them ends at its next batch"
+    def __init__(self, pixels): self.pixels, self.stopped = pixels, threading.Event()
+    def __getitem__(self, rows):
+        if self.stopped.is_set(): raise concurrent.futures.CancelledError
+        return self.pixels[rows]
+
 def score_locked(
     study:str|list, # folder of a study, or the TrainConfigs of its folds
     bar:bool=True, # show a progress bar over folds?
@@ -504,19 +511,24 @@ def score_locked(
     folds = load_folds(jobs[0], table)
     _check_data(jobs, table, pixels, folds)
     n, threads, rows = 1 if torch.cuda.is_available() else _workers(jobs[0].threads, n_jobs)[0], torch.get_num_threads(), np.flatnonzero(folds == -1)
-    with concurrent.futures.ThreadPoolExecutor(n) as pool:
-        scoring = [pool.submit(_score, cfg, table, pixels, rows) for cfg in todo]
-        try: return [job.result() for job in tqdm(scoring, desc=f'{jobs[0].study}: locked patients', unit='fold', disable=not bar)]
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(threads)
+    pixels = _Stoppable(pixels)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(n) as pool:
+            scoring = [pool.submit(_score, cfg, table, pixels, rows) for cfg in todo]
+            try:
+                for job in tqdm(concurrent.futures.as_completed(scoring), total=len(todo), desc=f'{jobs[0].study}: locked patients', unit='fold', disable=not bar): job.result()
+            except BaseException:
+                pixels.stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally: torch.set_num_threads(threads)
+    return [cfg.path/'locked.parquet' for cfg in todo]
 
 def _score(cfg, table, pixels, rows):
     torch.set_num_threads(cfg.threads)
     with fold_lock(cfg.path):
         if not _is_scored(cfg):
             with atomic_write(cfg.path/'locked.parquet') as f: _locked_frame(cfg, table, pixels, rows).to_parquet(f, index=False)
-    return cfg.path/'locked.parquet'
 
 # %% ../nbs/07_study.ipynb #021793aa
 def _evaluation_key(folder, n_boot):

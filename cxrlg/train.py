@@ -46,7 +46,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from .asl import AsymmetricLoss
-from .data import DataError, PixelCache, atomic_write, audit, few, first_line, fold_dls, lock_file, read_table
+from .data import DataError, PixelCache, atomic_write, audit, few, first_line, fold_dls, lock_file, process_wide, read_table
 from .eval import macro_auc, repo_root, runs_dir, tta
 from .graph import GraphL1, LabelGraph
 from .model import CXRNet, predict_logits, save_model
@@ -171,7 +171,7 @@ def check_names(
 
 # %% ../nbs/05_train.ipynb #c728665c
 class EMA(Callback):
-    "Exponential moving average of the whole state of the model, in its place during validation and after training"
+    "Exponential moving average of the whole state of the model, in its place during validation and after training; a later fit goes on from it, with a new average"
     order = MixedPrecision.order + 50
     def __init__(self,
         decay:float=0.999, # in [0, 1): share of the old average kept at a step
@@ -180,6 +180,7 @@ class EMA(Callback):
         self.decay, self.warmup, self.step, self.average, self.swapped, self.skipped = decay, warmup, 0, None, False, False
 
     def before_fit(self):
+        if self.swapped: self.average, self.step, self.swapped = None, 0, False
         if self.average is None: self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self._pair()
 
@@ -508,9 +509,11 @@ def make_model(
     "The model of a configuration"
     centred = cfg.arm != 'none' and cfg.message == 'centred'
     if centred and prevalence is None: raise DataError("message='centred' needs the share of positives of each finding: give it as prevalence=")
-    torch.manual_seed(cfg.seed)
     graph = None if cfg.arm == 'none' else LabelGraph(len(labels), cfg.alpha, cfg.message, cfg.symmetric, prevalence if centred else None)
-    try: model = CXRNet(cfg.arch, labels, graph, cfg.in_chans, cfg.pretrained, cfg.weights, cfg.drop_rate, cfg.arch_args)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            model = CXRNet(cfg.arch, labels, graph, cfg.in_chans, cfg.pretrained, cfg.weights, cfg.drop_rate, cfg.arch_args)
     except DataError: raise
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError) as e: raise DataError(f'arch={cfg.arch!r} cannot be built with arch_args={cfg.arch_args}: {first_line(e)}') from e
     new = cfg.loss == 'bce' and (cfg.weights or cfg.pretrained) and prevalence is not None
@@ -588,7 +591,7 @@ class Checkpoint(Callback):
         if not state: return 0
         ema, graph, history, guard, *_ = self._parts()
         self.model.load_state_dict(state['model']); self.opt.load_state_dict(state['opt']); history.rows = state['history']
-        if ema: ema.step, ema.average = state['ema']['step'], state['ema']['average']
+        if ema: ema.step, ema.average, ema.swapped = state['ema']['step'], state['ema']['average'], False
         if graph: graph.load_state_dict(state['graph'])
         if 'guard' in state: guard.load_state_dict(state['guard'])
         self.start, self.between = state['epoch'], state.get('between', {})
@@ -759,23 +762,19 @@ def enough_memory(
 # %% ../nbs/05_train.ipynb #5264e8aa
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 
+def _determinism(): return torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.utils.deterministic.fill_uninitialized_memory, torch.get_deterministic_debug_mode()
+def _set_determinism(values):
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.utils.deterministic.fill_uninitialized_memory, mode = values
+    torch.set_deterministic_debug_mode(mode)
+_deterministic = process_wide(_determinism, _set_determinism, (False, True, False, 'error'))
+
 @contextmanager
 def determinism(
     on:bool=True, # False: change nothing
 ): # context in which PyTorch, cuDNN and cuBLAS use deterministic algorithms only
     "The same bytes twice on a GPU too"
     if not on: yield; return
-    cudnn = torch.backends.cudnn
-    was = cudnn.benchmark, cudnn.deterministic, torch.utils.deterministic.fill_uninitialized_memory
-    mode = torch.get_deterministic_debug_mode()
-    _set_determinism(False, True, False, 'error')
-    try: yield
-    finally: _set_determinism(*was, mode)
-
-def _set_determinism(benchmark, deterministic, fill, mode):
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = benchmark, deterministic
-    torch.utils.deterministic.fill_uninitialized_memory = fill
-    torch.set_deterministic_debug_mode(mode)
+    with _deterministic: yield
 
 # %% ../nbs/05_train.ipynb #19555f33
 def _train(cfg, table, pixels, folds, dls, model, bar):
@@ -789,6 +788,15 @@ def _train(cfg, table, pixels, folds, dls, model, bar):
         _write_results(cfg, cfg.path, learn, table, pixels, folds, hashes, time.perf_counter() - start)
 
 # %% ../nbs/05_train.ipynb #a84dd482
+@contextmanager
+def _threads(n):
+    "PyTorch on `n` threads; their number and the random state of the CPU are set back afterwards"
+    was = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        with torch.random.fork_rng(devices=[]): yield
+    finally: torch.set_num_threads(was)
+
 def _forget():
     "Free what the trained fold's learner held: it and its callbacks refer to each other"
     gc.collect()
@@ -807,13 +815,13 @@ def train_fold(
     "Train one fold of one arm, or read its results if they are there"
     cfg = config if isinstance(config, TrainConfig) else (check_names(config), TrainConfig(**config))[1]
     if not is_done(cfg):
-        torch.set_num_threads(cfg.threads)
-        table, pixels = load_data(cfg)
-        folds = load_folds(cfg, table)
-        dls = _loaders(cfg, pixels, table, folds)
-        model = make_model(cfg, table.attrs['labels'], _prevalence(dls))
-        with fold_lock(cfg.path):
-            if not is_done(cfg): _train(cfg, table, pixels, folds, dls, model, bar); _forget()
+        with _threads(cfg.threads):
+            table, pixels = load_data(cfg)
+            folds = load_folds(cfg, table)
+            dls = _loaders(cfg, pixels, table, folds)
+            model = make_model(cfg, table.attrs['labels'], _prevalence(dls))
+            with fold_lock(cfg.path):
+                if not is_done(cfg): _train(cfg, table, pixels, folds, dls, model, bar); _forget()
     _tidy(cfg.path)
     return FoldResult.load(cfg.path)
 
@@ -827,10 +835,10 @@ def lr_range(
 ) -> pd.DataFrame: # columns `lr` and `loss` (smoothed), one row a step; the suggestion is in `.attrs['suggestion']`
     "Loss against a learning rate that grows from step to step"
     if not 0 < low < high or n < 30: raise DataError(f'low={low}, high={high}, n={n}: low is above 0 and below high, n at least 30')
-    torch.set_num_threads(cfg.threads)
-    table, pixels = load_data(cfg)
-    dls, cfg = _loaders(cfg, pixels, table, _folds(cfg, table)), replace(cfg, loss=loss)
-    with enough_memory(cfg, dls.device), determinism(cfg.deterministic): learn = _find(make_learner(cfg, dls, table.attrs['labels'], bar=False), low, high, n)
+    with _threads(cfg.threads):
+        table, pixels = load_data(cfg)
+        dls, cfg = _loaders(cfg, pixels, table, _folds(cfg, table)), replace(cfg, loss=loss)
+        with enough_memory(cfg, dls.device), determinism(cfg.deterministic): learn = _find(make_learner(cfg, dls, table.attrs['labels'], bar=False), low, high, n)
     curve = pd.DataFrame(dict(lr=learn.recorder.lrs, loss=[float(l) for l in learn.recorder.losses]))
     return _suggest(curve[np.isfinite(curve.loss).cummin()], low, n)
 

@@ -150,5 +150,7 @@ def test_faulty_arguments_are_named(kw, number):
 
 def test_one_patient_and_memory():
     assert len(make_phantom(1, 32, 0)[0]) >= 1
-    tracemalloc.start(); pixels = make_phantom(1500, 32, 0)[1]; peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    tracemalloc.start()
+    try: pixels, peak = make_phantom(1500, 32, 0)[1], tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
     assert peak < pixels.nbytes + 100*2**20

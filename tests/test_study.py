@@ -1,4 +1,5 @@
 "A study end to end: what is refused before anything runs, a fold that fails, a study that is stopped, locked patients, and what the second call does."
+import concurrent.futures
 import json
 import os
 import re
@@ -125,7 +126,7 @@ def test_the_command_refuses_in_one_line(tmp_path):
 
 
 def test_a_stopped_study_leaves_nothing_behind_and_goes_on(tmp_path, monkeypatch):
-    (tmp_path/'long.yaml').write_text(yaml.safe_dump(TINY | dict(study='long', epochs=40, folds=[0], out_dir=str(tmp_path/'runs'))))
+    (tmp_path/'long.yaml').write_text(yaml.safe_dump(TINY | dict(study='long', epochs=80, folds=[0], out_dir=str(tmp_path/'runs'))))
     fold, log = tmp_path/'runs'/'long'/'none'/'seed42'/'fold0', tmp_path/'log'
     call = lambda n: subprocess.Popen([Path(sys.executable).parent/'cxrlg_study', tmp_path/'long.yaml', '--n_jobs', str(n)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=open(log, 'w'),
                                       start_new_session=True, env=os.environ | dict(PYTHONWARNINGS='ignore'))
@@ -140,7 +141,7 @@ def test_a_stopped_study_leaves_nothing_behind_and_goes_on(tmp_path, monkeypatch
     kept = rows()
     monkeypatch.setattr(study, 'evaluate', lambda *_: pd.DataFrame())
     run_study(tmp_path/'long.yaml', bar=False)
-    assert kept < 40 and pd.read_csv(fold/'history.csv').epoch.tolist() == list(range(1, 41))
+    assert kept < 80 and pd.read_csv(fold/'history.csv').epoch.tolist() == list(range(1, 81))
     assert (fold/'done.json').is_file() and not list(tmp_path.rglob('checkpoint.pt'))
 
 
@@ -179,7 +180,9 @@ def test_locked_patients_are_scored_once_and_by_these_weights(tmp_path):
 
 def test_folds_are_scored_side_by_side_each_with_its_own_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    jobs, before, seen, both, frame = trained(tmp_path), torch.get_num_threads(), [], threading.Barrier(2, timeout=120), study._locked_frame
+    jobs, seen, both, frame = trained(tmp_path), [], threading.Barrier(2, timeout=120), study._locked_frame
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     def together(*args):
         both.wait()
         seen.append(torch.get_num_threads())
@@ -188,7 +191,9 @@ def test_folds_are_scored_side_by_side_each_with_its_own_threads(tmp_path, monke
     for path in alone: (path/'locked.parquet').unlink()
     monkeypatch.setattr(study, '_locked_frame', together)
     score_locked(jobs, bar=False, n_jobs=2)
-    assert seen == [1, 1] and torch.get_num_threads() == before
+    assert seen == [1, 1] and torch.get_num_threads() == 2
+    with concurrent.futures.ThreadPoolExecutor(1) as pool: assert pool.submit(torch.get_num_threads).result() == 2, 'a new thread takes the number that was set last'
+    torch.set_num_threads(before)
     for path, one in alone.items(): pd.testing.assert_frame_equal(pd.read_parquet(path/'locked.parquet'), one)
 
 
@@ -203,6 +208,27 @@ def test_a_fold_that_cannot_be_scored_leaves_nothing_half_written(tmp_path, monk
     assert not list(tmp_path.rglob('*.tmp-*')) and not list(tmp_path.rglob('lock')) and not (jobs[1].path/'locked.parquet').exists()
     monkeypatch.setattr(study, '_locked_frame', frame)
     assert jobs[1].path/'locked.parquet' in score_locked(jobs, bar=False)
+
+
+@pytest.mark.parametrize('why', [KeyboardInterrupt, DataError])
+def test_scoring_that_is_stopped_ends_every_fold_at_its_next_batch(tmp_path, monkeypatch, why):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    jobs, both, ends, before = trained(tmp_path), threading.Barrier(2, timeout=120), [], torch.get_num_threads()
+    def long(cfg, table, pixels, rows):
+        both.wait()
+        if cfg.fold == 1 and why is DataError: raise DataError('this one')
+        if cfg.fold == 1: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        for _ in range(1000):
+            try: pixels[rows[:2]]
+            except concurrent.futures.CancelledError: ends.append(cfg.fold); raise
+            time.sleep(.05)
+    monkeypatch.setattr(study, '_locked_frame', long)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(why): score_locked(jobs, bar=False, n_jobs=2)
+    finally: signal.signal(signal.SIGINT, handler)
+    assert sorted(ends) == ([0] if why is DataError else [0, 1]) and torch.get_num_threads() == before
+    assert not list(tmp_path.rglob('*.tmp-*')) and not list(tmp_path.rglob('lock')) and not list(tmp_path.rglob('locked.parquet'))
 
 
 def test_a_process_that_comes_second_does_not_score_again(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import threading
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pandas as pd
@@ -590,6 +590,38 @@ def test_a_trained_fold_leaves_no_learner_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(train, 'make_learner', watched)
     run(tmp_path, epochs=1)
     assert len(kept) == 1 and kept[0]() is None
+
+
+@pytest.mark.parametrize('wrong', [False, True])
+def test_training_leaves_threads_and_random_state_as_they_were(tmp_path, monkeypatch, wrong):
+    def broken(*_): raise OSError('no disk')
+    if wrong: monkeypatch.setattr(train, '_write_results', broken)
+    if wrong: monkeypatch.setattr(train, '_find', broken)
+    before, cfg = torch.get_num_threads(), TrainConfig(**TINY | dict(out_dir=str(tmp_path), epochs=1))
+    torch.set_num_threads(2)
+    try:
+        for call in (lambda: train_fold(cfg, bar=False), lambda: lr_range(cfg, n=30), lambda: make_model(cfg, ['a'] if not wrong else [])):
+            torch.manual_seed(5)
+            expected, _ = torch.rand(3), torch.manual_seed(5)
+            with pytest.raises((OSError, DataError)) if wrong else nullcontext(): call()
+            assert torch.get_num_threads() == 2 and torch.rand(3).equal(expected)
+    finally: torch.set_num_threads(before)
+
+
+def test_a_second_fit_goes_on_from_the_average_with_a_new_one(tmp_path):
+    cfg = TrainConfig(**TINY | dict(out_dir=str(tmp_path), epochs=1, ema=.9))
+    table, pixels = load_data(cfg)
+    learn = make_learner(cfg, train._loaders(cfg, pixels, table, load_folds(cfg, table)), table.attrs['labels'], bar=False)
+    fit_fold(cfg, learn)
+    shown, seen = {k: v.clone() for k, v in learn.model.state_dict().items()}, []
+    class Look(Callback):
+        order = EMA.order + 1
+        def before_train(self): seen.append({k: v.clone() for k, v in self.model.state_dict().items()})
+        def before_validate(self): seen.append((self.learn.ema.step, self.learn.ema.swapped))
+    learn.add_cb(Look())
+    fit_fold(cfg, learn)
+    assert all(seen[0][k].equal(v) for k, v in shown.items()) and seen[1] == (len(learn.dls.train), True)
+    assert not all(learn.model.state_dict()[k].equal(v) for k, v in shown.items())
 
 
 def test_full_float32_leaves_the_precisions_as_they_were():
