@@ -156,9 +156,9 @@ def _batch(model, pixels):
 # %% ../nbs/08_predict.ipynb #b4c709d3
 def _probs(model, pixels, flip):
     "Probabilities of one model, [b, L] float32"
-    with full_float32():
-        if not flip: return expit(model(_batch(model, pixels)).cpu().numpy())
-        logits = predict_logits(model, pixels, bs=len(pixels))
+    if not flip:
+        with full_float32(): return expit(model(_batch(model, pixels)).cpu().numpy())
+    logits = predict_logits(model, pixels, bs=len(pixels))
     return tta(logits['r'], logits['rf'])
 
 # %% ../nbs/08_predict.ipynb #4a67587c

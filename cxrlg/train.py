@@ -22,7 +22,7 @@ import socket
 import tempfile
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import partial
@@ -768,13 +768,11 @@ def _set_determinism(values):
     torch.set_deterministic_debug_mode(mode)
 _deterministic = process_wide(_determinism, _set_determinism, (False, True, False, 'error'))
 
-@contextmanager
 def determinism(
     on:bool=True, # False: change nothing
 ): # context in which PyTorch, cuDNN and cuBLAS use deterministic algorithms only
     "The same bytes twice on a GPU too"
-    if not on: yield; return
-    with _deterministic: yield
+    return _deterministic if on else nullcontext()
 
 # %% ../nbs/05_train.ipynb #19555f33
 def _train(cfg, table, pixels, folds, dls, model, bar):
