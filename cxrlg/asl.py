@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .core import DataError
+
 # %% ../nbs/03_asl.ipynb #615659fe
 class AsymmetricLoss(nn.Module):
     "Asymmetric Loss for multilabel targets (Ridnik et al., ICCV 2021), in float32, with unknown targets masked"
@@ -21,9 +23,9 @@ class AsymmetricLoss(nn.Module):
         focus_grad:bool=False, # differentiate the focusing weights as well?
     ):
         super().__init__()
-        if reduction not in ('mean', 'sum', 'none'): raise ValueError(f"reduction={reduction!r}: use 'mean', 'sum' or 'none'")
+        if reduction not in ('mean', 'sum', 'none'): raise DataError(f"reduction={reduction!r}: use 'mean', 'sum' or 'none'")
         if min(gamma_neg, gamma_pos) < 0 or not 0 <= clip < 1:
-            raise ValueError(f'gamma_neg={gamma_neg}, gamma_pos={gamma_pos}, clip={clip}: gammas are >= 0 and clip lies in [0, 1)')
+            raise DataError(f'gamma_neg={gamma_neg}, gamma_pos={gamma_pos}, clip={clip}: gammas are >= 0 and clip lies in [0, 1)')
         self.gamma_neg, self.gamma_pos, self.clip, self.reduction, self.focus_grad = gamma_neg, gamma_pos, clip, reduction, focus_grad
 
     def forward(self,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DISK_FULL', 'META', 'DataError', 'few', 'first_line', 'did_you_mean', 'check_known', 'atomic_write', 'system_error',
-           'writing', 'new_file', 'read_json', 'write_json', 'LockHeld', 'file_lock', 'process_wide', 'labels_of',
-           'check_labels', 'clip_logit', 'walk_files', 'repo_root', 'runs_dir', 'n_cpus']
+           'writing', 'new_file', 'read_json', 'write_json', 'LockHeld', 'file_lock', 'lock_file', 'process_wide',
+           'labels_of', 'check_labels', 'clip_logit', 'walk_files', 'repo_root', 'runs_dir', 'n_cpus']
 
 # %% ../nbs/00_core.ipynb #d9afdc8f
 import errno
@@ -192,6 +192,18 @@ def file_lock(
         beside.unlink(missing_ok=True)
         if os.name != 'nt': path.unlink(missing_ok=True) # who waits for this file sees that it has no name, and takes the next
         lock.release()
+
+# %% ../nbs/00_core.ipynb #f17a5e04
+def lock_file(
+    f, # an open file, or its number
+    how, # `fcntl.LOCK_EX` or `LOCK_SH`, with `LOCK_NB` to raise BlockingIOError where another process holds it
+) -> bool: # False where the file system has no locks
+    "Lock an open file where that can be done; `file_lock` takes its place"
+    import fcntl
+    try: fcntl.flock(f, how)
+    except BlockingIOError: raise
+    except OSError: return False
+    return True
 
 # %% ../nbs/00_core.ipynb #56e6e4a0
 class process_wide:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from .data import DataError, atomic_write, first_line, process_wide
+from .core import DataError, atomic_write, first_line, process_wide
 from .graph import LabelGraph
 
 # %% ../nbs/02_model.ipynb #4b917c78

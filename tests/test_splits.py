@@ -1,6 +1,7 @@
 """Folds: invariants on random tables, scikit-learn's protocol, faults, and the real label tables at full size."""
 import importlib.util
 import itertools
+import os
 import warnings
 from pathlib import Path
 
@@ -512,7 +513,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     make_folds(table, 3, path=path)
     before = path.read_bytes()
     def full(*a): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(splits.os, 'fsync', full)
+    monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(OSError, match='No space'): make_folds(table, 4, path=path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['folds.csv']
 
