@@ -19,7 +19,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from .controls import Outputs, oof_logits
-from .data import DataError
+from .core import DataError
 from .eval import equivalence, holm, paired_bootstrap, paired_error, read_study, runs_dir
 from .study import StudyError, expand, read_config, run_study
 

@@ -26,7 +26,8 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from .data import DataError, atomic_write, first_line, nearest
+from .core import DataError, atomic_write, first_line
+from .core import did_you_mean as nearest
 from .eval import Study, bootstrap, fit_temperature, holm
 from .graph import CouplingFit, coupling_path, cv_couplings, edge_agreement, fit_couplings
 

@@ -32,7 +32,7 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_curve
 
 import cxrlg
-from .data import DataError, atomic_write
+from .core import DataError, atomic_write
 from .graph import plot_couplings
 
 # %% ../nbs/06_eval.ipynb #8d0c2b7b

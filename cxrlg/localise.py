@@ -19,7 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy.ndimage import gaussian_filter
 
-from .data import DataError, PixelCache, atomic_write, few, first_line, nearest, read_table
+from .core import DataError, atomic_write, few, first_line
+from .core import did_you_mean as nearest
+from .data import read_table
+from .films import PixelCache
 from .predict import Predictor, plot_map
 
 # %% ../nbs/08a_localise.ipynb #387df2e8

@@ -39,7 +39,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 import cxrlg
-from .data import FILM_SUFFIXES, DataError, atomic_write, few, fit_film, nearest, read_film
+from .core import DataError, atomic_write, few
+from .core import did_you_mean as nearest
+from .data import FILM_SUFFIXES
+from .films import fit_film, read_film
 from .eval import calibrated, ensemble, tta
 from .model import full_float32, load_model, predict_logits
 

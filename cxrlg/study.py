@@ -41,7 +41,8 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 from tqdm import tqdm
 
 import cxrlg
-from .data import DataError, atomic_write, audit, first_line, lock_file
+from .core import DataError, atomic_write, first_line, lock_file
+from .data import audit
 from .eval import runs_dir
 from .model import load_model, predict_logits
 from .splits import folds_hash

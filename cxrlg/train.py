@@ -46,7 +46,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from .asl import AsymmetricLoss
-from .data import DataError, PixelCache, atomic_write, audit, few, first_line, fold_dls, lock_file, process_wide, read_table
+from .batches import fold_dls
+from .core import DataError, atomic_write, few, first_line, lock_file, process_wide
+from .data import audit, read_table
+from .films import PixelCache
 from .eval import macro_auc, repo_root, runs_dir, tta
 from .graph import GraphL1, LabelGraph
 from .model import CXRNet, predict_logits, save_model

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 from cxrlg.ablation import ablation_outputs, ablation_table, read_ablation
 from cxrlg.controls import Outputs
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.eval import example_study, simulate
 from cxrlg.study import expand
 

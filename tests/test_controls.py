@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 import cxrlg.controls as room
 from cxrlg.controls import CORRECTIONS, MARGINS, Outputs, confirm, coupling_controls, coupling_power, fit_stacking, ising_graph, load_outputs, load_study, nested, permute_labels, save_outputs, save_study
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.eval import example_study, read_study, simulate
 from cxrlg.graph import planted_logits
 

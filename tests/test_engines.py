@@ -22,7 +22,7 @@ import yaml
 
 from conftest import ROOT
 from cxrlg import study
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.study import StudyError
 from cxrlg.train import TrainConfig, train_fold
 from test_study import TINY, are_gone, notebooks_of, stop, wait_until

@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.eval import (PairedError, auc_interval, bootstrap, calibrated, calibration, cross_calibrated, delong, detectable, ensemble, equivalence, example_study, fit_calibration, fit_temperature,
                         holm, locked_table, macro_auc, operating_points, paired_bootstrap, paired_error, patients_needed, plot_locked, power, power_table, read_study, rescaled, roc_curves, runs_dir, scores,
                         simulate, study_figures, subgroups, summarise, tta, write_report, _bins, _cumsum, _verdict, _weights)

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from cxrlg import model, study, train
-from cxrlg.data import DataError, PixelCache
+from cxrlg.core import DataError
+from cxrlg.films import PixelCache
 from cxrlg.train import EpochSeed, fold_lock, train_fold
 
 TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', arch_args={}, bs=8, epochs=3, threads=1)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import cxrlg.localise as room
-from cxrlg.data import NIH, DataError, read_table
+from cxrlg.core import DataError
+from cxrlg.data import NIH, read_table
 from cxrlg.localise import held_out, hit_table, localisation, localise, main, overlay_sheet, plot_boxes, read_boxes, write_localisation
 from cxrlg.model import CXRNet, save_model
 from cxrlg.predict import Predictor

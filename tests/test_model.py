@@ -4,7 +4,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.model import CXRNet
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 from scipy.special import expit, logit
 
 import cxrlg.predict as room
-from cxrlg.data import DataError, read_film
+from cxrlg.core import DataError
+from cxrlg.films import read_film
 from cxrlg.graph import LabelGraph
 from cxrlg.model import CXRNet, load_model, predict_logits, save_model
 from cxrlg.phantom import make_phantom

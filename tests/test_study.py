@@ -23,7 +23,7 @@ import yaml
 
 from conftest import ROOT
 from cxrlg import study
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.phantom import make_phantom
 from cxrlg.study import StudyError, _failure, expand, read_config, run_study, score_locked
 from cxrlg.train import TrainConfig, train_fold

@@ -30,7 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conftest import ROOT
 from cxrlg import data, model, train
 from cxrlg.asl import AsymmetricLoss
-from cxrlg.data import DataError, fold_dls
+from cxrlg.batches import fold_dls
+from cxrlg.core import DataError
 from cxrlg.graph import GraphL1
 from cxrlg.model import load_model, predict_logits
 from cxrlg.train import EMA, Checkpoint, History, StepGuard, TrainConfig, fit_fold, load_data, load_folds, lr_range, make_learner, make_model, train_fold
