@@ -20,7 +20,10 @@ from scipy.stats import norm
 
 from .controls import Outputs, oof_logits
 from .data import DataError
-from .eval import equivalence, holm, paired_bootstrap, paired_error, read_study, runs_dir
+from .core import runs_dir
+from .eval import holm, paired_bootstrap, verdict
+from .power import paired_error
+from .results import read_study
 from .study import StudyError, expand, read_config, run_study
 
 # %% ../nbs/07a_ablation.ipynb #e6be7808

@@ -27,7 +27,9 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from .data import DataError, atomic_write, first_line, nearest
-from .eval import Study, bootstrap, fit_temperature, holm
+from .calibration import fit_platt
+from .eval import bootstrap, holm
+from .results import Study
 from .graph import CouplingFit, coupling_path, cv_couplings, edge_agreement, fit_couplings
 
 # %% ../nbs/06a_controls.ipynb #5dbb7bd1

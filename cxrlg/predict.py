@@ -40,7 +40,8 @@ from tqdm import tqdm
 
 import cxrlg
 from .data import FILM_SUFFIXES, DataError, atomic_write, few, fit_film, nearest, read_film
-from .eval import calibrated, ensemble, tta
+from .calibration import calibrated
+from .eval import ensemble, tta
 from .model import full_float32, load_model, predict_logits
 
 # %% ../nbs/08_predict.ipynb #48e121af

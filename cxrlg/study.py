@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 import cxrlg
 from .data import DataError, atomic_write, audit, first_line, lock_file
-from .eval import runs_dir
+from .core import runs_dir
 from .model import load_model, predict_logits
 from .splits import folds_hash
 from .train import TrainConfig, _oof_frame, check_names, data_hashes, data_root, fold_lock, is_done, load_data, load_folds, make_model, read_json, refuse_fatal

@@ -47,7 +47,8 @@ from tqdm import tqdm
 
 from .asl import AsymmetricLoss
 from .data import DataError, PixelCache, atomic_write, audit, few, first_line, fold_dls, lock_file, process_wide, read_table
-from .eval import macro_auc, repo_root, runs_dir, tta
+from .core import repo_root, runs_dir
+from .eval import macro_auc, tta
 from .graph import GraphL1, LabelGraph
 from .model import CXRNet, predict_logits, save_model
 from .phantom import make_phantom
