@@ -131,7 +131,7 @@ def _loss(y, eta): return (np.logaddexp(0, eta) - y * eta).sum()
 
 def fit_scale(z, y, groups, seed=42):
     "A temperature and a bias a label"
-    s = fit_temperature(y, z)
+    s = fit_platt(y, z)
     return lambda new: new / s.temperature.to_numpy() + s.bias.to_numpy(), s
 
 def fit_form(form='couplings', lam='1se'):
