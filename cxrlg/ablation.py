@@ -19,8 +19,10 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from .controls import Outputs, oof_logits
-from .core import DataError
-from .eval import equivalence, holm, paired_bootstrap, paired_error, read_study, runs_dir
+from .core import DataError, runs_dir
+from .eval import holm, paired_bootstrap, verdict
+from .power import paired_error
+from .results import read_study
 from .study import StudyError, expand, read_config, run_study
 
 # %% ../nbs/07a_ablation.ipynb #e6be7808
@@ -126,8 +128,8 @@ def ablation_outputs(
 def _verdict(change, se, margin):
     "Equivalent by the 90 % interval, else better or worse by the 95 % one, both with the noise of training; empty where that is not known"
     if not np.isfinite(se): return ''
-    found = [equivalence(change, (change - q*se, change + q*se), margin) for q in norm.ppf([.95, .975])]
-    return found[0] if found[0] == 'equivalent' else found[1]
+    narrow, wide = ((change - q*se, change + q*se) for q in norm.ppf([.95, .975]))
+    return verdict(change, wide, narrow, margin)
 
 def ablation_table(
     out:Outputs, # logits of `full`, an arm a variant, from `ablation_outputs`
@@ -146,10 +148,10 @@ def ablation_table(
     if unknown := set(folds or {}) - set(out.arms): raise DataError(f'folds are given for {min(unknown)}, which is no variant: {", ".join(out.arms)}')
     def pair(v, s=slice(None), n=n_boot): return paired_bootstrap(y, p['full'][s], p[v][s], out.patients, out.folds, names, n, seed=seed, folds_b=(folds or {}).get(v)).loc['macro']
     def row(v):
-        t, each = pair(v), [pair(v, s=slice(s, s + 1), n=0)['diff'] for s in range(S)]
+        t, each = pair(v), [pair(v, s=slice(s, s + 1), n=0).change for s in range(S)]
         se = paired_error(y, p['full'], p[v], out.patients, out.folds, names, n_boot, seed, folds_b=(folds or {}).get(v)).se() if S > 1 else np.nan
-        return dict(variant=v, auc=t.b, change=t['diff'], low=t.low, high=t.high, seed_sd=np.std(each, ddof=1) if S > 1 else np.nan, se=se,
-                    p=2*norm.sf(abs(t['diff'])/se) if se > 0 else np.nan, verdict=_verdict(t['diff'], se, margin))
+        return dict(variant=v, auc=t.b, change=t.change, low=t.low, high=t.high, seed_sd=np.std(each, ddof=1) if S > 1 else np.nan, se=se,
+                    p=2*norm.sf(abs(t.change)/se) if se > 0 else np.nan, verdict=_verdict(t.change, se, margin))
     table = pd.DataFrame([dict(variant='full', auc=pair('full', n=0).b), *map(row, out.arms)])
     table.insert(table.columns.get_loc('p') + 1, 'p_holm', holm(table.p))
     return table.set_index('variant')

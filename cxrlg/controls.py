@@ -26,10 +26,11 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from .core import DataError, atomic_write, first_line
-from .core import did_you_mean as nearest
-from .eval import Study, bootstrap, fit_temperature, holm
+from .calibration import fit_platt
+from .core import DataError, atomic_write, did_you_mean as nearest, first_line
+from .eval import bootstrap, holm
 from .graph import CouplingFit, coupling_path, cv_couplings, edge_agreement, fit_couplings
+from .results import Study
 
 # %% ../nbs/06a_controls.ipynb #5dbb7bd1
 @dataclass
@@ -130,7 +131,7 @@ def _loss(y, eta): return (np.logaddexp(0, eta) - y * eta).sum()
 
 def fit_scale(z, y, groups, seed=42):
     "A temperature and a bias a label"
-    s = fit_temperature(y, z)
+    s = fit_platt(y, z)
     return lambda new: new / s.temperature.to_numpy() + s.bias.to_numpy(), s
 
 def fit_form(form='couplings', lam='1se'):

@@ -39,11 +39,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 import cxrlg
-from .core import DataError, atomic_write, few
-from .core import did_you_mean as nearest
+
+from .calibration import calibrated
+from .core import DataError, atomic_write, did_you_mean as nearest, few
 from .data import FILM_SUFFIXES
+from .eval import ensemble, tta
 from .films import fit_film, read_film
-from .eval import calibrated, ensemble, tta
 from .model import full_float32, load_model, predict_logits
 
 # %% ../nbs/08_predict.ipynb #48e121af

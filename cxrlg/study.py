@@ -41,12 +41,13 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 from tqdm import tqdm
 
 import cxrlg
-from .core import DataError, atomic_write, first_line, lock_file
+
+from .core import DataError, atomic_write, first_line, lock_file, read_json, runs_dir
 from .data import audit
-from .eval import runs_dir
 from .model import load_model, predict_logits
 from .splits import folds_hash
-from .train import TrainConfig, _oof_frame, check_names, data_hashes, data_root, fold_lock, is_done, load_data, load_folds, make_model, read_json, refuse_fatal
+from .train import TrainConfig, oof_frame, check_names, data_hashes, data_root, fold_lock, is_done, load_data
+from .train import load_folds, make_model, refuse_fatal
 
 # %% ../nbs/07_study.ipynb #7f035a3b
 _LISTS = dict(arms='arm', seeds='seed', folds='fold')
@@ -486,7 +487,7 @@ def _locked_frame(cfg, table, pixels, rows):
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = load_model(cfg.path).to(device, memory_format=torch.channels_last)
     if model.labels != table.attrs['labels']: raise DataError(f'{cfg.path} has other findings than the table: {", ".join(model.labels)}')
-    frame = _oof_frame(table, rows, -1, predict_logits(model, pixels, rows, bs=2*cfg.bs), model.labels)
+    frame = oof_frame(table, rows, -1, predict_logits(model, pixels, rows, bs=2*cfg.bs), model.labels)
     frame.attrs = dict(weights=_weights_hash(cfg))
     return frame
 
