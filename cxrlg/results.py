@@ -69,6 +69,7 @@ class FoldFolder(Folder):
 class StudyFolder(Folder):
     "What a study leaves, in `runs/STUDY/`: the folds' folders, and the files that they share"
     settings = FileIn('study.yaml') # the configuration it was called with
+    lock = FileIn('lock') # held by the process that writes the folds
     folds = FileIn('folds.csv') # the fold of every film, -1 where it is in none
     problems = FileIn('problems.csv') # what the audit before training found
     odd_films = FileIn('odd_films.png') # the films that it found odd
