@@ -16,7 +16,7 @@ setup(
     packages=['cxrlg', 'cxrlg.notebooks'], package_dir={'cxrlg': 'cxrlg', 'cxrlg.notebooks': 'nbs'},
     package_data={'cxrlg.notebooks': ['05_train.ipynb', '06_eval.ipynb']}, zip_safe=False,
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
-    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'dicom', 'dask', 'ray', 'onnx')},
+    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'dicom', 'dask', 'onnx')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     classifiers=['Development Status :: 4 - Beta', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3.11',
                  'Programming Language :: Python :: 3.12', 'Topic :: Scientific/Engineering :: Medical Science Apps.'])
