@@ -62,7 +62,7 @@ class _Rule:
 def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool)
 def _is_share(v): return _is_number(v) and 0 <= v <= 1
 def _number(low): return _Rule(lambda v: _is_number(v) and v >= low, f'a number, at least {low}')
-def _one_of(*choices): return _Rule(lambda v: v in choices, 'use ' + ' or '.join(str(c) or "''" for c in choices))
+def _one_of(*choices): return _Rule(lambda v: v in choices, 'use one of ' + ', '.join(str(c) or "''" for c in choices))
 
 def _whole(low):
     return _Rule(lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low, f'a whole number, at least {low}')
@@ -231,11 +231,11 @@ def resolve_amp(
     "What `amp` means on a device; a precision that it has not is refused, and one that it emulates is warned of"
     if amp == 'fp16' and device.type != 'cuda': raise DataError('amp=fp16 needs a CUDA GPU: use auto, bf16 or no')
     if amp == 'bf16' and device.type == 'mps': raise DataError('amp=bf16 is not supported on mps: use auto or no')
-    computes = _computes_bf16(device)
-    if amp == 'bf16' and not computes:
+    if amp == 'bf16' and not _computes_bf16(device):
         warnings.warn(f'amp=bf16 is emulated on this {device.type}, about nine times slower than float32: use auto or no')
     if amp != 'auto': return amp
-    return 'bf16' if computes else 'fp16' if device.type == 'cuda' else 'no'
+    if _computes_bf16(device): return 'bf16'
+    return 'fp16' if device.type == 'cuda' else 'no'
 
 def train_device(
     device:str='', # cpu, cuda or mps; empty: a CUDA GPU if there is one, else the CPU
@@ -536,12 +536,11 @@ def _write_results(cfg, learn, table, pixels, folds, hashes, seconds):
         with new_file(folder.couplings) as f: model.graph.couplings(labels).to_csv(f)
     macro = None if np.isnan(auc.macro) else auc.macro
     done = dict(config=cfg.hash, auc=macro, skipped=dict(auc.skipped), seconds=round(seconds, 2), epochs=cfg.epochs, films=len(rows))
-    with writing(folder.path):
-        write_json(folder.config, asdict(cfg) | of, indent=1)
-        save_model(model, folder.path, size=cfg.size)
-        folder.locked.unlink(missing_ok=True)
-        write_json(folder.done, done, indent=1)
-        folder.checkpoint.unlink(missing_ok=True)
+    with writing(folder.config): write_json(folder.config, asdict(cfg) | of, indent=1)
+    with writing(folder.weights): save_model(model, folder.path, size=cfg.size)
+    folder.locked.unlink(missing_ok=True)
+    with writing(folder.done): write_json(folder.done, done, indent=1)
+    folder.checkpoint.unlink(missing_ok=True)
 
 # %% ../nbs/05_train.ipynb #fd94168b
 def is_done(

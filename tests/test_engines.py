@@ -139,15 +139,14 @@ def test_a_job_that_kills_its_workers_fails_and_is_not_waited_for():
 
 def test_what_is_missing_is_said_in_one_line(monkeypatch, tmp_path):
     ask = lambda **more: study.run_study(SMALL, out_dir=str(tmp_path), bar=False, **more)
-    with pytest.raises(DataError, match='local, dask, ray'): ask(engine='slurm')
+    with pytest.raises(DataError, match='local, dask'): ask(engine='slurm')
     monkeypatch.setattr(study, '_CONNECT_S', 2)
     if importlib.util.find_spec('distributed'):
         with pytest.raises(DataError, match='needs scheduler=ADDRESS'): ask(engine='dask')
         with pytest.raises(DataError, match='no Dask scheduler answers at tcp://127.0.0.1:9') as e: ask(engine='dask', scheduler='tcp://127.0.0.1:9')
         assert '\n' not in str(e.value)
-    for engine, module in (('dask', 'distributed'), ('ray', 'ray')):
-        monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(DataError, match=rf'pip install cxrlg\[{engine}\]'): ask(engine=engine, scheduler='tcp://127.0.0.1:9')
+    monkeypatch.setitem(sys.modules, 'distributed', None)
+    with pytest.raises(DataError, match=r'pip install cxrlg\[dask\]'): ask(engine='dask', scheduler='tcp://127.0.0.1:9')
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,20 +178,3 @@ def test_the_gpus_are_those_that_the_environment_names(monkeypatch):
         if named: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', named)
         assert study._gpus() == gpus
     assert study._workers(1, None) == (2, ['GPU-a', 'GPU-b'])
-
-
-def test_ray_gives_the_local_bytes(tmp_path, monkeypatch):
-    ray = pytest.importorskip('ray', reason='engine ray is not tested: pip install cxrlg[ray]')
-    with pytest.raises(DataError, match='ray start --head'): study.run_study(SMALL, out_dir=str(tmp_path), engine='ray', bar=False)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    address = ray.get_runtime_context().gcs_address
-    monkeypatch.setattr(ray, 'shutdown', lambda: None)
-    monkeypatch.setattr(ray, 'init', lambda *args, init=ray.init, **more: init(*args, **more, ignore_reinit_error=True))
-    monkeypatch.setattr(study, 'evaluate', lambda *_: pd.DataFrame())
-    study.run_study(SMALL | dict(epochs=2), out_dir=str(tmp_path/'ray'), engine='ray', scheduler=address, bar=False)
-    for k in (0, 1):
-        train_fold(TrainConfig(**{k: v for k, v in SMALL.items() if k != 'arms'} | dict(epochs=2), fold=k, out_dir=str(tmp_path/'here')), bar=False)
-        assert bytes_of(tmp_path/'ray'/'small'/'none'/'seed42'/f'fold{k}') == bytes_of(tmp_path/'here'/'small'/'none'/'seed42'/f'fold{k}')
-    monkeypatch.setattr(study, '_elsewhere', lambda cfg, **_: os._exit(3))
-    with pytest.raises(StudyError, match=r'a worker of the Ray cluster was lost \(\w+\): the same command goes on') as e: study.run_study(SMALL, out_dir=str(tmp_path/'ray2'), engine='ray', scheduler=address, bar=False)
-    assert '\n' not in str(e.value)

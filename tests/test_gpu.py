@@ -8,11 +8,12 @@ import torch
 
 from conftest import ROOT
 from cxrlg import train
+from cxrlg.callbacks import EMA, Checkpoint, History, StepGuard
 from cxrlg.graph import GraphL1
 from cxrlg.model import load_model, predict_logits
 from cxrlg.predict import Predictor
 from cxrlg.study import score_locked
-from cxrlg.train import EMA, Checkpoint, History, StepGuard, TrainConfig, load_data, train_fold
+from cxrlg.train import TrainConfig, load_data, train_fold
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
 SMALL = dict(study='t', data_args={'n_patients': 60}, size=64, n_splits=3, locked=.2, epochs=2, bs=16, threads=1, deterministic=True)
@@ -50,7 +51,7 @@ def test_training_computes_in_half_precision(tmp_path, monkeypatch, amp, half):
     seen, real = set(), train.make_learner
     def watched(*args):
         learn = real(*args)
-        learn.model.backbone.conv1.register_forward_hook(lambda m, i, o: m.training and seen.add(o.dtype))
+        learn.model.backbone.conv1.register_forward_hook(lambda m, i, o: seen.add(o.dtype) if m.training else None)
         return learn
     monkeypatch.setattr(train, 'make_learner', watched)
     assert run(tmp_path, amp=amp, arch='test_resnet', arch_args={}).history.skipped.sum() == 0 and seen == {half}

@@ -20,7 +20,8 @@ from PIL import Image
 from cxrlg import model, study, train
 from cxrlg.core import DataError
 from cxrlg.films import PixelCache
-from cxrlg.train import EpochSeed, fold_lock, train_fold
+from cxrlg.callbacks import EpochSeed
+from cxrlg.train import fold_lock, train_fold
 
 TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', arch_args={}, bs=8, epochs=3, threads=1)
 BYTES = ('model.safetensors', 'oof.parquet')
@@ -158,10 +159,10 @@ def holder(tmp_path):
 
 def test_a_second_process_is_told_pid_and_host_and_a_dead_ones_lock_is_free_at_once(tmp_path, holder):
     with pytest.raises(DataError, match=f'fold0 is being trained by process {holder.pid} on {socket.gethostname()}: wait for it, or stop it') as e: train_fold(config('none', tmp_path), bar=False)
-    assert '\n' not in str(e.value) and os.listdir(folder('none', tmp_path)) == ['lock']
+    assert '\n' not in str(e.value) and sorted(os.listdir(folder('none', tmp_path))) == ['lock', 'lock.holder']
     holder.kill(); holder.join()
     assert (folder('none', tmp_path)/'lock').exists()
-    with fold_lock(folder('none', tmp_path)): assert (folder('none', tmp_path)/'lock').read_text().startswith(f'process {os.getpid()} on')
+    with fold_lock(folder('none', tmp_path)): assert (folder('none', tmp_path)/'lock.holder').read_text().startswith(f'process {os.getpid()} on')
     assert os.listdir(folder('none', tmp_path)) == []
 
 
@@ -178,9 +179,9 @@ def test_without_locks_the_name_in_the_file_decides(tmp_path, monkeypatch, holde
     holder.kill(); holder.join()
     with fold_lock(path): pass
     assert os.listdir(path) == []
-    (path/'lock').write_text('process 1 on some-other-host')
+    (path/'lock.holder').write_text('process 1 on some-other-host')
     with pytest.raises(DataError, match='process 1 on some-other-host'): fold_lock(path).__enter__()
-    (path/'lock').write_text('')
+    (path/'lock.holder').write_text('')
     with fold_lock(path): pass
     assert train_fold(config('none', tmp_path) | dict(epochs=1), bar=False).path == path
 

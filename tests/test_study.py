@@ -22,10 +22,11 @@ import torch
 import yaml
 
 from conftest import ROOT
-from cxrlg import study
+from cxrlg import commands, study
 from cxrlg.core import DataError
 from cxrlg.phantom import make_phantom
-from cxrlg.study import StudyError, _failure, expand, read_config, run_study, score_locked
+from cxrlg.programs import _failure
+from cxrlg.study import StudyError, expand, read_config, run_study, score_locked
 from cxrlg.train import TrainConfig, train_fold
 
 TINY = dict(study='tiny', arms=['none'], data_args={'n_patients': 40}, size=32, n_splits=2, arch='test_resnet', arch_args={}, epochs=1, bs=8, threads=1)
@@ -46,18 +47,18 @@ def wait_until(ok, process, log, seconds=240):
 
 
 def notebooks_of(folders):
-    "The (papermill, [its kernels]) processes that train in `folders` now"
+    "The (process that is ready, [its fork]) that train in `folders` now: who holds a fold's lock is written beside it"
     found = []
-    for p in psutil.process_iter(['cmdline']):
-        if not any(str(f/'05_train.ipynb') in (p.info['cmdline'] or []) for f in folders): continue
-        try: kernels = [k for k in p.children(recursive=True) if 'ipykernel_launcher' in k.cmdline()]
-        except psutil.NoSuchProcess: continue
-        if kernels: found.append((p, kernels))
-    return found
+    for folder in folders:
+        try:
+            fork = psutil.Process(int(re.search(r'process (\d+)', (folder/'lock.holder').read_text())[1]))
+            found.append((fork.parent(), [fork]))
+        except (FileNotFoundError, TypeError, psutil.NoSuchProcess): continue
+    return [(ready, forks) for ready, forks in found if ready]
 
 
 def are_gone(notebooks, seconds=10):
-    "Assert that papermill processes and their kernels end by themselves"
+    "Assert that the processes that run notebooks end by themselves"
     every = [p for runner, kernels in notebooks for p in (runner, *kernels)]
     assert every
     _, left = psutil.wait_procs(every, seconds)
@@ -87,7 +88,7 @@ def test_a_failing_fold_is_named_and_the_others_go_on(config, tmp_path, monkeypa
     with monkeypatch.context() as m, pytest.raises(SystemExit) as e:
         m.setattr(signal, 'signal', lambda *_: None)
         m.setattr(study, 'evaluate', lambda *_: pd.DataFrame())
-        study.main(str(config))
+        commands.study(str(config))
     err = capsys.readouterr().err
     assert e.value.code == 1
     assert '05_train.ipynb, cell' in err and 'checkpoint.pt is damaged' in err and '1 of 2 folds failed' in err
@@ -299,7 +300,7 @@ def test_the_films_that_were_left_out_are_counted(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_one_line(config, tmp_path, monkeypatch, capsys):
     (tmp_path/'file').write_text('not a folder')
     monkeypatch.setattr(signal, 'signal', lambda *_: None)
-    with pytest.raises(SystemExit) as e: study.main(str(config), out_dir=str(tmp_path/'file'/'runs'))
+    with pytest.raises(SystemExit) as e: commands.study(str(config), out_dir=str(tmp_path/'file'/'runs'))
     assert e.value.code == 2
     said, = capsys.readouterr().err.splitlines()
     assert said.startswith('cxrlg_study: ') and f'{tmp_path}/file/runs' in said and 'Not a directory' in said
@@ -326,7 +327,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(config, tmp_path):
 def test_a_notebook_that_is_not_written_says_what_papermill_said(tmp_path):
     assert _failure(tmp_path/'no.ipynb', 'some\nOSError: disk full\n') == f'{tmp_path}/no.ipynb: papermill could not write the notebook: OSError: disk full'
     (tmp_path/'half.ipynb').write_text('{"cells": [')
-    assert _failure(tmp_path/'half.ipynb').endswith('no message')
+    assert _failure(tmp_path/'half.ipynb', '').endswith('no message')
 
 
 def test_a_fold_of_an_older_version_is_of_the_same_study(tmp_path):

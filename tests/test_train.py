@@ -28,13 +28,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import ROOT
-from cxrlg import data, model, train
+from cxrlg import core, model, train
 from cxrlg.asl import AsymmetricLoss
 from cxrlg.batches import fold_dls
 from cxrlg.core import DataError
 from cxrlg.graph import GraphL1
 from cxrlg.model import load_model, predict_logits
-from cxrlg.train import EMA, Checkpoint, History, StepGuard, TrainConfig, fit_fold, load_data, load_folds, lr_range, make_learner, make_model, train_fold
+from cxrlg.callbacks import EMA, Checkpoint, History, StepGuard
+from cxrlg.train import TrainConfig, fit_fold, load_data, load_folds, lr_range, make_learner, make_model, train_fold
 
 TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', arch_args={}, bs=8, epochs=3, threads=1)
 BYTES = ('model.safetensors', 'oof.parquet')
@@ -366,13 +367,13 @@ def test_other_errors_of_the_network_pass_as_they_are(tmp_path, monkeypatch):
 
 def full_disk(monkeypatch, name, when=lambda: True):
     "From now on the device is full when the file `name` is written"
-    real = data.atomic_write
+    real = core.atomic_write
     @contextmanager
     def write(path):
         with real(path) as tmp:
             if path.name == name and when(): tmp.symlink_to('/dev/full')
             yield tmp
-    for module in (train, model): monkeypatch.setattr(module, 'atomic_write', write)
+    for module in (core, model): monkeypatch.setattr(module, 'atomic_write', write)
 
 
 def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(reference, tmp_path, monkeypatch):
