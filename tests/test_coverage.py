@@ -1,11 +1,13 @@
-"""Do intervals cover? A small part of the simulation in 06_eval: films clustered by patient, known truth, bounds that allow for chance."""
+"""Do intervals cover? A part of the simulation in 06c_power: films clustered by patient, known truth, bounds that allow for chance."""
+from collections import Counter
+
 import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from cxrlg.eval import bootstrap, delong, _limits, _mean
+from cxrlg.eval import bootstrap, delong, known_mean, percentile_interval
 
-TRUE = dict(auc=norm.cdf(.5), diff=norm.cdf(.6) - norm.cdf(.5))
+TRUE = dict(auc=norm.cdf(.5), change=norm.cdf(.6) - norm.cdf(.5))
 
 
 def draw(rng, n_patients, prevalence, stop=.15):
@@ -19,14 +21,15 @@ def draw(rng, n_patients, prevalence, stop=.15):
 
 def shares(n_sim, n_patients, prevalence, n_boot=250):
     "How many of the simulated data sets' intervals hold the truth"
-    rng, hits = np.random.default_rng(2), {}
-    def hold(name, what, low, high): hits[name] = hits.get(name, 0) + int(low <= TRUE[what] <= high)
+    rng, hits = np.random.default_rng(2), Counter()
     for i in range(n_sim):
         y, a, b, pat = draw(rng, n_patients, prevalence)
         for unit, c in (('patient', pat), ('film', np.arange(len(pat)))):
-            x = _mean(bootstrap(y, np.stack([a, b]), c, n_boot=n_boot, seed=i)[:, :, 0], 2)
-            for what, v in (('auc', x[1:, :1]), ('diff', x[1:, 1:] - x[1:, :1])): hold(f'bootstrap {unit} {what}', what, *(q.item() for q in _limits(v, .95)))
-            for what, t in (('auc', delong(y[:, :1], a[:, :1], clusters=c)), ('diff', delong(y[:, :1], a[:, :1], b[:, :1], c))): hold(f'delong {unit} {what}', what, t.low.item(), t.high.item())
+            x = known_mean(bootstrap(y, np.stack([a, b]), c, n_boot=n_boot, seed=i)[1:, :, 0], 2)
+            found = {('bootstrap', 'auc'): percentile_interval(x[:, :1]), ('bootstrap', 'change'): percentile_interval(x[:, 1:] - x[:, :1])}
+            one, two = delong(y[:, :1], a[:, :1], clusters=c), delong(y[:, :1], a[:, :1], b[:, :1], c)
+            found |= {('delong', 'auc'): (one.low, one.high), ('delong', 'change'): (two.low, two.high)}
+            for (how, what), (low, high) in found.items(): hits[f'{how} {unit} {what}'] += int(low.item() <= TRUE[what] <= high.item())
     return hits
 
 
@@ -39,11 +42,11 @@ def within(hits, n, low=.93, high=.97, error=.001):
 def usual(): return shares(250, 150, [.3, .2, .15])
 
 
-@pytest.mark.parametrize('name', ['bootstrap patient auc', 'bootstrap patient diff', 'delong patient auc', 'delong patient diff'])
+@pytest.mark.parametrize('name', ['bootstrap patient auc', 'bootstrap patient change', 'delong patient auc', 'delong patient change'])
 def test_clustered_intervals_cover(usual, name): assert within(usual[name], 250), usual
 
 
-@pytest.mark.parametrize('name', ['bootstrap film auc', 'bootstrap film diff', 'delong film auc', 'delong film diff'])
+@pytest.mark.parametrize('name', ['bootstrap film auc', 'bootstrap film change', 'delong film auc', 'delong film change'])
 def test_intervals_that_take_films_as_independent_do_not(usual, name): assert usual[name] < binom.ppf(.001, 250, .93), usual
 
 
@@ -52,6 +55,7 @@ def test_delong_covers_for_a_rare_label_because_of_students_t():
     while len(hits) < n:
         y, a, b, pat = draw(rng, 200, [.01], .3)
         if len(set(pat[y[:, 0] == 1])) < 2: continue
-        hits.append([t.low.item() <= TRUE['auc'] <= t.high.item() for normal in (False, True) for t in [delong(y, a, clusters=pat, normal=normal)]])
+        both = [delong(y, a, clusters=pat, normal=normal) for normal in (False, True)]
+        hits.append([t.low.item() <= TRUE['auc'] <= t.high.item() for t in both])
     student, normal = np.sum(hits, 0)
     assert within(student, n) and normal < binom.ppf(.001, n, .93), (student, normal)

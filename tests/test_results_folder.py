@@ -132,4 +132,5 @@ def test_locked_without_a_film_counts_as_none(closed):
 def test_parameters_that_papermill_injected():
     cells = ['', 'import x', "study = ''  # name\nn_boot = 2000", '# Parameters\nstudy = "a"\nn_boot = 20\n', 'job()']
     assert injected_parameters(cells) == ['study', 'n_boot'] and injected_parameters(cells[:3]) == []
-    with pytest.raises(DataError, match="no parameter 'nboot'; did you mean 'n_boot'"): injected_parameters([*cells[:3], '# Parameters\nnboot = 3\n'])
+    with pytest.raises(DataError, match="no parameter 'nboot'; did you mean 'n_boot'"):
+        injected_parameters([*cells[:3], '# Parameters\nnboot = 3\n'])

@@ -63,7 +63,10 @@ def test_no_replicates_and_no_study_are_refused(study):
 
 # locked patients
 
-def frequent(s): return [i for i, l in enumerate(s.labels) if all(30 <= s.targets(f)[l].sum() <= len(s.films(f)) - 30 for f in (s.folds, 'locked'))]
+def frequent(s):
+    "Labels with 30 positives and negatives in both sets"
+    n = np.min([np.minimum(y.sum(), (1 - y).sum()) for y in (s.targets(s.folds), s.targets('locked'))], 0)
+    return np.flatnonzero(n >= 30).tolist()
 
 
 def ensemble_by_hand(s, arm, seed):
@@ -105,7 +108,7 @@ def test_locked_arms_are_paired(closed):
     both = (s.locked_probs(a, grid) for a in ('none', 'prox'))
     expect = paired_bootstrap(s.targets('locked'), *both, s.films('locked').patient, n_boot=300, seed=[0, 1]).loc['macro']
     row = t.loc[('all', 'prox')]
-    assert np.allclose([row.change, row.change_low, row.change_high, row.p], expect[['change', 'low', 'high', 'p']].astype(float), atol=1e-12)
+    assert np.allclose(list(row[['change', 'change_low', 'change_high', 'p']]), list(expect[['change', 'low', 'high', 'p']]), atol=1e-12)
     assert row.verdict in ('equivalent', 'better', 'worse', 'undecided') and pd.isna(t.loc[('all', 'none')].change)
 
 
@@ -158,7 +161,8 @@ def test_a_label_that_no_fold_can_score_says_why(study):
     positive = study.fold('none', 42, 1)
     for (_, _, f), fold in study.found().items(): rewrite(fold.oof, only(['Edema'], f == positive.fold))
     t = summarise(study, 20)['labels'].set_index(['arm', 'label'])
-    assert t.note['none', 'Edema'] == 'no fold has both classes' and t.note['none', 'Cardiomegaly'] == '' and np.isfinite(t.auc['none', 'macro'])
+    assert t.note['none', 'Edema'] == 'no fold has both classes' and t.note['none', 'Cardiomegaly'] == ''
+    assert np.isfinite(t.auc['none', 'macro'])
 
 
 def test_an_interval_of_no_width_is_no_interval(closed):

@@ -1,0 +1,109 @@
+"""Calibration, operating points and subgroups: nested in the folds, intervals that hold the truth, small groups named."""
+import tracemalloc
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+from scipy.stats import beta
+
+from cxrlg.calibration import (age_bands, calibrated, calibration, cross_calibrated, fit_platt, operating_points, subgroups, _bins)
+from cxrlg.core import DataError
+from cxrlg.eval import macro_auc, simulate, tta
+
+
+def simulated(n_patients=120, L=4, seed=0):
+    return simulate(n_patients, np.linspace(.05, .5, L), 1.2, seed)
+
+
+def test_scale_keeps_every_auc_within_a_fold_and_is_nested():
+    y, z, pat = simulated(300)
+    folds = pat % 3
+    q = cross_calibrated(y, z * 3, folds)
+    for f in range(3):
+        k = folds == f
+        assert np.allclose(macro_auc(y[k], z[k].astype(float)).auc, macro_auc(y[k], q[k]).auc, atol=1e-12)
+        assert np.allclose(q[k], calibrated(z[k] * 3, fit_platt(y[~k], z[~k] * 3)), atol=1e-12)
+
+
+def test_scale_refuses_to_reverse_a_label():
+    y, z, _ = simulated(300)
+    t = fit_platt(1 - y, z)
+    assert (t.temperature > 0).all()
+
+
+def test_calibration_intervals_hold_the_truth():
+    rng, perfect, off = np.random.default_rng(0), [], []
+    for i in range(60):
+        p = rng.beta(1, 4, (800, 1))
+        y = (rng.random(p.shape) < p).astype(float)
+        a, b = (calibration(y, q, n_boot=200, seed=i).ece.iloc[0] for q in (p, p * .5 + .3))
+        truth = np.mean(np.abs(p - (p * .5 + .3)))
+        perfect.append(a.low <= .001 and a.low <= a.ece <= a.high)
+        off.append(b.low <= truth <= b.high)
+    assert np.mean(perfect) > .93 and np.mean(off) > .93
+
+
+def test_bins_keep_ties_together():
+    b = _bins(np.array([0., 0, 0, 0, .5, .5, 1]), 15)
+    assert len(set(b[:4])) == 1 and b.max() == 2
+
+
+def test_operating_points_use_the_other_folds():
+    y, z, pat = simulated(300)
+    p, folds = tta(z, z), pat % 3
+    r = operating_points(y, p, folds).set_index(['label', 'rule']).loc[('label 3', 'sensitivity 0.9')]
+    called = np.zeros(len(y), bool)
+    for f in range(3):
+        fit = np.sort(p[(folds != f) & (y[:, 3] == 1), 3])[::-1]
+        called[folds == f] = p[folds == f, 3] >= fit[int(np.ceil(.9 * len(fit))) - 1]
+    assert abs(r.sensitivity - called[y[:, 3] == 1].mean()) < 1e-12
+
+
+def test_subgroups_name_the_small_and_compare_on_common_labels():
+    y, z, pat = simulated(400)
+    y[:, 0] = 0
+    g = pd.DataFrame(dict(sex=np.where(pat < 10, 'X', np.where(pat % 2, 'F', 'M')), nobody=[None] * len(y)))
+    t = subgroups(y, z, pat, g, n_boot=50).set_index('value')
+    assert t.note['X'].startswith('too small') and (t.labels[['F', 'M']] == 3).all() and list(t.variable.unique()) == ['sex']
+
+
+def test_calibration_keeps_no_table_ofpatient_weights():
+    "20,000 patients and 1,024 more replicates in one table would be 82 MB more"
+    p = np.random.default_rng(0).random((20_000, 1))
+    peaks = [peak_of((p > .5).astype(float), p, n) for n in (512, 1536)]
+    assert peaks[1] < peaks[0] + 20e6, peaks
+
+
+def peak_of(y, p, n_boot):
+    "Bytes that a calibration needs at its peak"
+    tracemalloc.start()
+    try:
+        calibration(y, p, n_boot=n_boot)
+        return tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+
+
+def test_a_bin_without_a_positive_is_not_certain():
+    p = np.repeat([.01, .99], 40)
+    y, pat = (p > .5).astype(float), np.arange(80) // 2
+    t = calibration(y, p, bins=2, patients=pat, n_boot=50).table
+    limit = beta.ppf(.975, 1, 20) # 20 patients a bin: Clopper and Pearson's for 0 of 20
+    assert np.allclose(t.low, [0, 1 - limit]) and np.allclose(t.high, [limit, 1])
+
+
+def test_ages_and_groups_of_any_type():
+    age = pd.Series([0, 17, 59.5, None], dtype='Float64')
+    assert age_bands(age).tolist()[:3] == ['0-17', '0-17', '40-59'] and pd.isna(age_bands(age)[3])
+    with pytest.raises(DataError, match='ages hold text'): age_bands(['old'])
+    y, z, pat = simulated(400)
+    sex = pd.Series(np.where(pat % 2, 'F', 'M')).where(pat > 3)
+    want = subgroups(y, z, pat, pd.DataFrame(dict(sex=sex)), n_boot=20)
+    for kind in ('string', 'string[pyarrow]', 'category'):
+        pd.testing.assert_frame_equal(subgroups(y, z, pat, pd.DataFrame(dict(sex=sex.astype(kind))), n_boot=20), want)
+
+
+def test_logits_and_single_folds_are_refused():
+    y, z, _ = simulated()
+    with pytest.raises(DataError, match='through the sigmoid first'): calibration(y, z * 5)
+    with pytest.raises(DataError, match='two folds or more'): cross_calibrated(y, z, np.zeros(len(y)))

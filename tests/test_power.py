@@ -1,0 +1,65 @@
+"""Power: the parts of the error are found, and the formulas are what normal draws give."""
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from cxrlg.core import DataError
+from cxrlg.eval import bootstrap, simulate
+from cxrlg.power import PairedError, minimum_detectable_effect, paired_error, patients_needed, power
+
+
+def simulated(n_patients=120, L=4, seed=0):
+    return simulate(n_patients, np.linspace(.05, .5, L), 1.2, seed)
+
+
+def test_parts_of_the_error_are_found():
+    "Known parts: a patient's own chance, a seed's own chance, and training runs that differ"
+    rng, P, S, got = np.random.default_rng(0), 400, 4, []
+    for i in range(30):
+        y = (rng.random((P, 1)) < .4).astype(float)
+        loss = lambda x: (x - y)**2
+        base = np.full((S, P, 1), .5)
+        shift = .02 * rng.normal(size=(1, P, 1)) + .03 * rng.normal(size=(S, P, 1)) + .004 * rng.normal(size=(S, 1, 1))
+        e = paired_error(y, base, .5 - np.where(y == 1, -1, 1) * shift, np.arange(P), n_boot=200, metric='brier', seed=i)
+        got.append([e.shared**2, e.own**2, e.training**2])
+        assert np.isfinite([e.shared, e.own, e.training, e.se()]).all()
+    found = np.sqrt(np.mean(got, 0))
+    assert np.allclose(found, [.02 / 20, .03 / 20, .004], rtol=.25), found
+
+
+def test_standard_error_scales_and_one_seed_knows_no_training():
+    e = PairedError(.01, 100, 2, .01, .02, .003)
+    assert np.isclose(e.se(), np.sqrt(.01**2 + .02**2 / 2 + .003**2 / 2))
+    assert np.isclose(e.se(400, 4), np.sqrt((.01**2 + .02**2 / 4) / 4 + .003**2 / 4))
+    assert np.isclose(e.se(1e12, 1), .003, atol=1e-6) and np.isclose(PairedError(0, 100, 1, .01, 0, np.nan).se(400), .005)
+    y, z, pat = simulated()
+    one = paired_error(y, z, z.round(), pat, n_boot=100)
+    t = bootstrap(y, z.round(), pat, n_boot=100).mean((1, 2, 3)) - bootstrap(y, z, pat, n_boot=100).mean((1, 2, 3))
+    assert np.isnan(one.training) and one.own == 0 and np.isclose(one.se(), t[1:].std(ddof=1)) and one.patients == 120
+
+
+@pytest.mark.parametrize('gain,margin', [(.01, None), (0, .01), (.004, .01), (-.004, .01), (.03, None)])
+def test_power_is_what_normal_draws_give(gain, margin):
+    e = PairedError(0, 100, 1, .004, 0, np.nan)
+    d = gain + e.se() * np.random.default_rng(0).normal(size=200_000)
+    found = np.abs(d) > norm.ppf(.975) * e.se() if margin is None else np.abs(d) < margin - norm.ppf(.95) * e.se()
+    assert abs(power(e, gain, margin=margin) - found.mean()) < .004
+    n = patients_needed(e, gain, margin=margin)
+    assert power(e, gain, n, margin=margin) >= .8 > power(e, gain, n - 1, margin=margin)
+
+
+def test_detectable_is_the_inverse_of_power():
+    e = PairedError(0, 100, 3, .004, .002, .001)
+    assert abs(power(e, minimum_detectable_effect(e, 300, 2), 300, 2) - .8) < 1e-6
+    assert abs(power(e, 0, 300, 2, margin=minimum_detectable_effect(e, 300, 2, equivalence=True)) - .8) < 1e-6
+    assert patients_needed(e, .0005, seeds=1) == np.inf and np.isfinite(patients_needed(e, .0005, seeds=100))
+
+
+@pytest.mark.parametrize('gain,margin,text', [(0, None, 'gain=0'), (.1, .05, 'not within margin')])
+def test_a_gain_that_no_study_can_find_is_refused(gain, margin, text):
+    with pytest.raises(DataError, match=text): patients_needed(PairedError(0, 9, 1, .01, 0, np.nan), gain, margin=margin)
+
+
+def test_models_of_other_shapes_are_refused():
+    y, z, pat = simulated()
+    with pytest.raises(DataError, match='must agree'): paired_error(y, z, z[:5], pat)

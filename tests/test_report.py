@@ -1,0 +1,236 @@
+"""The report: self-contained, safe, the same twice; a figure that fails takes nothing with it; the program does its job only."""
+import json
+import re
+import subprocess
+import sys
+import warnings
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+import cxrlg.report as room
+from conftest import ROOT
+from cxrlg.core import DataError
+from cxrlg.report import FIGURES, plot_locked, study_figures, write_report
+from cxrlg.results import StudyFolder, example_study, read_study
+from cxrlg.tables import summarise
+
+
+@pytest.fixture()
+def study(tmp_path): return StudyFolder(example_study(tmp_path/'small', n_patients=150))
+
+
+@pytest.fixture()
+def closed(tmp_path): return StudyFolder(example_study(tmp_path/'closed', 300, seeds=(1, 2), locked=.4))
+
+
+def rewrite(path, edit): edit(pd.read_parquet(path)).to_parquet(path, index=False)
+
+
+def strict(path):
+    "JSON as the standard has it: no NaN, no Infinity"
+    def refuse(constant): raise ValueError(f'{path} holds {constant}')
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_report_of_a_study_with_missing_folds_says_so(study):
+    study.fold('prox', 42, 1).done.unlink()
+    s = read_study(study)
+    assert s.notes and all(n in write_report(s, figures={}, n_boot=20).read_text() for n in s.notes)
+
+
+def test_study_of_one_fold_one_arm_or_without_none(tmp_path):
+    one = StudyFolder(example_study(tmp_path/'one', 200, arms=('none',), n_splits=2))
+    one.fold('none', 42, 1).done.unlink()
+    assert write_report(one, figures={}, n_boot=30).exists() and len(summarise(one, 30)['changes']) == 0
+    html = write_report(example_study(tmp_path/'without', 150, arms=('l1',), n_splits=2), figures={}, n_boot=30).read_text()
+    assert 'There is no arm none to compare with.' in html
+
+
+def test_report_is_self_contained_safe_and_the_same_twice(tmp_path):
+    evil = example_study(tmp_path/'a<b>&c', 150)
+    html = write_report(evil, n_boot=30).read_text()
+    assert '<b>&c' not in html and 'a&lt;b&gt;&amp;c' in html
+    assert not re.search(r'(src|href)="(?!data:|#)', html) and '<script' not in html and 'viewport' in html and '@media print' in html
+    assert html.count('<img') == len(re.findall(r'<img [^>]*alt="[^"]+"', html)) == 6
+    assert 'nan' not in re.sub(r'base64,[^"]*', '', html).lower().replace('finan', '')
+    first = {f.name: f.read_bytes() for f in evil.rglob('*') if f.is_file()}
+    write_report(evil, n_boot=30)
+    assert first == {f.name: f.read_bytes() for f in evil.rglob('*') if f.is_file()}
+    assert not list(evil.glob('*.tmp-*'))
+
+
+HOSTILE = {'Edema': '<script>alert(1)</script>', 'Hernia': '=cmd|"/c calc"!A1', 'Cardiomegaly': '{{ 7*7 }}',
+           'Pneumonia': 'two\nlines, $x_$ and "quotes"'}
+
+
+def renamed(t):
+    "Predictions whose findings and first film have hostile names"
+    parts = [c.partition(':') for c in t]
+    columns = [f'{k}:{HOSTILE.get(l, l)}' if l else k for k, _, l in parts]
+    return t.set_axis(columns, axis=1).replace({'image': {'film00000.png': '<img src=x onerror=alert(2)>.png'}})
+
+
+def test_hostile_names_are_shown_as_text(study):
+    for fold in study.found().values():
+        rewrite(fold.oof, renamed)
+        if fold.couplings.exists():
+            pd.read_csv(fold.couplings, index_col=0).rename(index=HOSTILE, columns=HOSTILE).to_csv(fold.couplings)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        html = write_report(study, n_boot=20).read_text()
+    assert '<script>' not in html and '<img src=x' not in html
+    assert '&lt;script&gt;alert(1)&lt;/script&gt;' in html and '{{ 7*7 }}' in html
+    assert 'could not be drawn' not in html and html.count('<img') == 6
+    labels = [r['label'] for r in strict(study.tables)['labels']]
+    assert HOSTILE['Hernia'] in labels and HOSTILE['Pneumonia'] in labels
+    assert len(pd.read_csv(study.results)) == 2 and set(strict(study.calibration)['none']) >= set(HOSTILE.values())
+
+
+def test_phantom_is_said_in_every_heading_and_figure(tmp_path, monkeypatch):
+    s, drawn = read_study(example_study(tmp_path/'p', 150, data='phantom')), []
+    png = room._png
+    monkeypatch.setattr(room, '_png', lambda fig, made_up: drawn.append(fig) or png(fig, made_up))
+    html = write_report(s, n_boot=30).read_text()
+    for tag in (r'<h\d[^>]*>(.*?)</h\d>', r'<figcaption>(.*?)</figcaption>'): assert all('(phantom)' in text for text in re.findall(tag, html))
+    assert len(drawn) == 6 and all('phantom' in [x.get_text() for x in fig.texts] for fig in drawn)
+
+
+def test_results_files_say_the_same(study):
+    t = summarise(study, 50)
+    write_report(study, t, {})
+    csv, js = pd.read_csv(study.results), strict(study.tables)
+    assert np.allclose(csv['mean'], [r['mean'] for r in js['arms']], atol=1e-6)
+    assert {'arm', 'mean', 'low', 'high', 'pooled', 'change', 'verdict', 'adjusted'} <= set(csv)
+    assert js['study'] == 'small' and set(t) < set(js)
+
+
+def test_results_json_holds_every_table_of_the_page(study):
+    html, js = write_report(study, n_boot=20, figures={}).read_text(), strict(study.tables)
+    assert {'parameters', 'environment', 'headline', 'delong', 'power', 'scale'} <= set(js)
+    assert all(line.replace("'", '&#39;') in html for line in js['headline'])
+    assert all(p['parameter'] in html for p in js['parameters']) and html.count('<h2') >= 10
+
+
+def test_locked_section_of_the_report(closed, study):
+    s = read_study(closed)
+    t = summarise(s, 40)
+    html = write_report(s, t, n_boot=40).read_text()
+    js, csv = strict(closed.tables), pd.read_csv(closed.results)
+    assert 'Locked patients (simulated)</h2>' in html and 'an ensemble, which tends to be better' in html
+    assert html.count('<img') == 7 and 'scored once' in html and plot_locked(t['locked']).axes
+    assert [r['arm'] for r in js['locked']] == ['none', 'prox'] * 2
+    assert np.allclose(csv.locked, [r['locked'] for r in js['locked'][:2]], atol=1e-6)
+    assert t['prevalence'].locked.sum() == (s.targets('locked') == 1).sum().sum()
+    assert 'locked, scored by the ensembles' in t['flow'].part.tolist()
+    assert set(t['locked_calibration'].probabilities) == {'as predicted', 'scaled'} and set(t['locked_labels'].arm) == {'none', 'prox'}
+    html = write_report(study, n_boot=20, figures={}).read_text()
+    assert 'Locked patients' not in html and strict(study.tables)['locked'] == [] and 'locked' not in pd.read_csv(study.results)
+
+
+def test_locked_films_that_no_graph_arm_has_scored(closed):
+    for f in closed.path.glob('prox/seed*/fold*/locked.parquet'): f.unlink()
+    assert write_report(closed, n_boot=20, figures={}).exists()
+
+
+def test_calibration_file(closed):
+    write_report(closed, n_boot=10, figures={})
+    js, labels = strict(closed.calibration), read_study(closed).labels
+    assert list(js) == ['none', 'prox'] and not list(closed.path.glob('*.tmp-*'))
+    for scale in js.values(): assert list(scale) == labels and all(set(x) == {'temperature', 'bias'} for x in scale.values())
+
+
+def test_flow_and_audit_are_told(study):
+    study.flow.write_text(json.dumps(dict(left_out=7)))
+    head = 'severity,check,rows,n,what,do\n'
+    study.problems.write_text(head + 'warning,near black,"[3, 4]",2,2 films are near black,look at them\n')
+    t = summarise(study, 10)
+    flow = t['flow'].set_index('part').films
+    assert flow['listed'] == flow['all'] + 7 and flow['left out when read: no file'] == 7
+    assert t['flow'].part.tolist()[:3] == ['listed', 'left out when read: no file', 'all']
+    assert '2 films are near black' in write_report(study, t, {}).read_text()
+    study.problems.write_text(head)
+    assert 'found nothing to report' in write_report(study, t, {}).read_text()
+    study.problems.write_text('')
+    with pytest.raises(DataError, match='problems.csv cannot be read'): write_report(study, t, {})
+
+
+# order, and figures that fail
+
+def broken(*_): raise RuntimeError('no <font>\nat all')
+
+
+@pytest.mark.parametrize('name', list(FIGURES))
+def test_a_figure_that_fails_is_named_and_takes_nothing_with_it(closed, monkeypatch, name):
+    monkeypatch.setitem(FIGURES, name, (broken, *FIGURES[name][1:]))
+    html = write_report(closed, n_boot=5).read_text()
+    assert f'The figure {name} could not be drawn (RuntimeError: no &lt;font&gt;)' in html and html.count('<img') == 6
+    assert {f.stem for f in closed.figures.iterdir()} == set(FIGURES) - {name}
+
+
+def test_tables_are_written_before_figures_and_figures_before_the_report(closed, monkeypatch):
+    order, write = [], room._write
+    monkeypatch.setattr(room, '_write', lambda path, text: order.append(path.name) or write(path, text))
+    write_report(closed, n_boot=5)
+    assert order[:3] == ['results.csv', 'results.json', 'calibration.json'] and order[-1] == 'report.html'
+    assert sorted(order[3:-1]) == sorted(f'{name}.png' for name in FIGURES)
+
+
+def test_tables_are_there_when_every_figure_fails_and_the_page_cannot_be_made(study, monkeypatch):
+    for name in FIGURES: monkeypatch.setitem(FIGURES, name, (broken, *FIGURES[name][1:]))
+    monkeypatch.setattr(room, '_page', broken)
+    with pytest.raises(RuntimeError): write_report(study, n_boot=5)
+    assert study.results.exists() and study.tables.exists() and study.calibration.exists() and not study.report.exists()
+
+
+def test_a_study_without_any_auc_has_a_report_that_says_why(closed):
+    for fold in closed.found().values():
+        for f in (fold.oof, fold.locked): rewrite(f, lambda t: t.assign(**{c: np.float32(0) for c in t if c.startswith('y:')}))
+    html = write_report(closed, n_boot=5).read_text()
+    assert 'Arm none: no macro AUC: No Finding: no positive' in html and 'could not be drawn' not in html and strict(closed.tables)
+    assert pd.read_csv(closed.results).note.str.startswith('no macro AUC').all()
+
+
+# the program
+
+def papermill(out, **parameters):
+    "Run the evaluation as a user would; the executed notebook, or None, and what was said"
+    pairs = [x for k, v in parameters.items() for x in ('-p', k, str(v))]
+    args = [sys.executable, '-m', 'papermill', '06_eval.ipynb', str(out), *pairs, '--no-progress-bar', '-k', 'python3']
+    done = subprocess.run(args, cwd=ROOT/'nbs', capture_output=True, text=True)
+    return nbformat.read(out, 4) if out.exists() else None, done.returncode, done.stderr
+
+
+def ran(nb):
+    "Positions of the cells that gave an output"
+    return [i for i, c in enumerate(nb.cells) if c.cell_type == 'code' and c.outputs]
+
+
+def test_papermill_does_the_job_and_nothing_else(study, tmp_path):
+    nb, status, said = papermill(tmp_path/'out.ipynb', study='small', out_dir=tmp_path, n_boot=20)
+    assert status == 0, said[-2000:]
+    job = next(i for i, c in enumerate(nb.cells) if 'evaluate_study(' in c.source)
+    assert ran(nb) == [job] and study.report.exists()
+    shown = ''.join(str(o.get('data', o.get('text', ''))) for o in nb.cells[job].outputs)
+    assert all(f'**{name}**' in shown for name in ('arms', 'labels', 'changes', 'power')) and shown.count('image/png') == 6
+    assert 'Arm prox: mean fold macro AUC' in shown and 'report.html' in shown
+
+
+def test_an_unknown_parameter_is_refused_before_anything_else(study, tmp_path):
+    nb, status, said = papermill(tmp_path/'out.ipynb', studi='small', out_dir=tmp_path, n_boot=20)
+    assert status and "there is no parameter 'studi'; did you mean 'study'" in said
+    assert not study.results.exists() and len(ran(nb)) == 1
+
+
+def test_a_study_that_is_not_there_is_named(study, tmp_path):
+    _, status, said = papermill(tmp_path/'out.ipynb', study='smal', out_dir=tmp_path)
+    assert status and "did you mean 'small'?" in said
+
+
+def test_the_page_as_it_stands_shows_its_demonstrations(tmp_path):
+    nb, status, said = papermill(tmp_path/'out.ipynb')
+    assert status == 0, said[-2000:]
+    job = next(i for i, c in enumerate(nb.cells) if 'evaluate_study(' in c.source)
+    assert len(ran(nb)) > 10 and job < min(ran(nb))
