@@ -18,9 +18,10 @@ from fastcore.script import Param, call_parse
 from scipy.special import expit
 from scipy.stats import norm
 
-from .controls import Outputs, oof_logits
 from .core import DataError, runs_dir
+from .corrections import Outputs
 from .eval import holm, paired_bootstrap, verdict
+from .kept import oof_logits
 from .power import paired_error
 from .results import read_study
 from .study import StudyError, expand, read_config, run_study
