@@ -7,7 +7,6 @@ __all__ = ['read_boxes', 'held_out', 'localise', 'hit_table', 'localisation', 'p
            'main']
 
 # %% ../nbs/08a_localise.ipynb #9f4ae2cb
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +18,35 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy.ndimage import gaussian_filter
 
-from .core import DataError, atomic_write, few, first_line
-from .core import did_you_mean as nearest
+from .core import DataError, atomic_write, did_you_mean, few, first_line
 from .data import read_table
 from .films import PixelCache
-from .predict import Predictor, plot_map
+from .maps import plot_map
+from .predict import Predictor, run_command
 
 # %% ../nbs/08a_localise.ipynb #387df2e8
 _NIH_NAMES = {'Infiltrate': 'Infiltration'}
+_SIDES = ['x', 'y', 'w', 'h']
+
+def _no_boxes(raw, numbers, side):
+    "Which rows are no boxes on a film of `side` pixels"
+    on_film = (numbers[['x', 'y']] >= 0).all(axis=1) & (numbers.x < side) & (numbers.y < side)
+    good = on_film & np.isfinite(numbers).all(axis=1) & (numbers.w > 0) & (numbers.h > 0)
+    return np.flatnonzero(~(good & raw.image.notna() & raw.finding.notna()))
 
 def read_boxes(
     path, # `BBox_List_2017.csv`: name of the film, finding, x, y, width and height in pixels
     side:int=1024, # side of the films on which the boxes were drawn, pixels
 ) -> pd.DataFrame: # a row a box: `image finding x y w h`, the last four in shares of the film's side
     "Boxes of NIH ChestX-ray14"
-    try: raw = pd.read_csv(path, index_col=False).iloc[:, :6].set_axis(['image', 'finding', 'x', 'y', 'w', 'h'], axis=1)
-    except (OSError, ValueError) as e: raise DataError(f'{path} cannot be read as a list of boxes ({" ".join(str(e).split())[:120]}): give BBox_List_2017.csv') from e
-    numbers = raw[['x', 'y', 'w', 'h']].apply(pd.to_numeric, errors='coerce').astype(float)
-    bad = np.flatnonzero(~(np.isfinite(numbers).all(axis=1) & (numbers.w > 0) & (numbers.h > 0) & (numbers[['x', 'y']] >= 0).all(axis=1) & (numbers.x < side) & (numbers.y < side) & raw.image.notna() & raw.finding.notna()))
-    if len(bad): raise DataError(f'{path}: row {bad[0] + 2} is no box on a film of {side} pixels ({raw.iloc[bad[0]].tolist()}): mend or remove it, or give the films\' side')
+    try: raw = pd.read_csv(path, index_col=False).iloc[:, :6].set_axis(['image', 'finding', *_SIDES], axis=1)
+    except (OSError, ValueError) as e:
+        raise DataError(f'{path} cannot be read as a list of boxes ({" ".join(str(e).split())[:120]}): give BBox_List_2017.csv') from e
+    numbers = raw[_SIDES].apply(pd.to_numeric, errors='coerce').astype(float)
+    bad = _no_boxes(raw, numbers, side)
+    if len(bad):
+        raise DataError(f'{path}: row {bad[0] + 2} is no box on a film of {side} pixels ({raw.iloc[bad[0]].tolist()}): '
+                        "mend or remove it, or give the films' side")
     return raw.assign(**numbers / side, finding=raw.finding.astype(str).str.strip().replace(_NIH_NAMES))
 
 # %% ../nbs/08a_localise.ipynb #65c3f7bd
@@ -56,14 +65,19 @@ def held_out(
 # %% ../nbs/08a_localise.ipynb #346aab7c
 _GRID = 128
 
+def _rescaled(maps):
+    "Maps [n, h, w] from 0 at the lowest to 1 at the highest value of each"
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    return (maps - low) / np.maximum(high - low, 1e-12)
+
 def _large(maps):
-    "Maps [n, h, w] enlarged to the grid, from 0 at the lowest to 1 at the highest value of each"
-    m = F.interpolate(torch.from_numpy(np.array(maps, np.float32))[:, None], (_GRID, _GRID), mode='bilinear')[:, 0].numpy()
-    low, high = m.min((1, 2), keepdims=True), m.max((1, 2), keepdims=True)
-    return (m - low) / np.maximum(high - low, 1e-12)
+    "Maps [n, h, w] enlarged to the grid, and rescaled"
+    maps = torch.from_numpy(np.array(maps, np.float32))[:, None]
+    return _rescaled(F.interpolate(maps, (_GRID, _GRID), mode='bilinear')[:, 0].numpy())
 
 def _peak(m):
-    "Centre of the highest cell, as shares of width and height"
+    "Centre of the highest cell, as shares of width and height; NaN where the map is"
+    if not np.isfinite(m).all(): return np.nan, np.nan
     i, j = np.unravel_index(np.argmax(m), m.shape)
     return (j + .5) / m.shape[1], (i + .5) / m.shape[0]
 
@@ -73,29 +87,42 @@ def _mask(boxes, margin=0.):
     across, down = (g > x - margin) & (g < x + w + margin), (g > y - margin) & (g < y + h + margin)
     return (down[:, :, None] & across[:, None, :]).any(0)
 
-def _inside(point, boxes, margin):
+def _in_a_box(point, boxes, margin):
     "Is a point in one of the boxes [k, 4]?"
     (x, y), b = point, np.asarray(boxes, float)
-    return bool(((b[:, :2] - margin <= (x, y)) & ((x, y) <= b[:, :2] + b[:, 2:] + margin)).all(1).any())
+    inside = (b[:, :2] - margin <= (x, y)) & ((x, y) <= b[:, :2] + b[:, 2:] + margin)
+    return bool(inside.all(1).any())
 
 def _iou(a, b): return float((a & b).sum() / max((a | b).sum(), 1))
 
 # %% ../nbs/08a_localise.ipynb #c7120f39
+def _stem(image): return Path(image).stem
+
+def _rows_of(boxes, table):
+    "The row of the table that each box is on, NaN where there is none"
+    stems = pd.Series(table.index, table.image.map(_stem))
+    twice = stems.index[stems.index.duplicated()].unique()
+    if len(twice): raise DataError(f'{few(twice)}: two films of one name; keep one of each')
+    return boxes.image.map(_stem).map(stems)
+
 def _matched(predictor, table, boxes):
     "A row a film and finding that has boxes: `row` in the table, `image patient finding`, `boxes` as a list; and what is left out"
-    stems = pd.Series(table.index, table.image.map(lambda f: Path(f).stem))
-    if stems.index.has_duplicates: raise DataError(f'{few(stems.index[stems.index.duplicated()].unique())}: two films of one name; keep one of each')
-    at = boxes.image.map(lambda f: Path(f).stem).map(stems)
-    known = boxes.finding.isin(predictor.labels)
-    if not known.any(): raise DataError(f'no box is of a finding that the study knows; {nearest(boxes.finding.iloc[0], predictor.labels)}' if len(boxes) else 'there is no box')
-    if not (known & at.notna()).any(): raise DataError(f'none of the {len(boxes):,} boxes is on a film of the table (the first is on {boxes.image.iloc[0]}): is this the right folder?')
+    at, known = _rows_of(boxes, table), boxes.finding.isin(predictor.labels)
+    if not len(boxes): raise DataError('there is no box')
+    if not known.any():
+        raise DataError(f'no box is of a finding that the study knows; {did_you_mean(boxes.finding.iloc[0], predictor.labels)}')
+    if not (known & at.notna()).any():
+        raise DataError(f'none of the {len(boxes):,} boxes is on a film of the table (the first is on {boxes.image.iloc[0]}): '
+                        'is this the right folder?')
     kept = boxes[known & at.notna()].assign(row=at.dropna().astype(int))
-    out = [dict(row=r, image=table.image[r], patient=table.patient[r], finding=f, boxes=g[['x', 'y', 'w', 'h']].to_numpy()) for (r, f), g in kept.groupby(['row', 'finding'], sort=True)]
-    lost = {f'of findings that the study does not know ({few(sorted(set(boxes.finding[~known])))})': int((~known).sum()), 'on films that are not in the table': int((known & at.isna()).sum())}
-    return pd.DataFrame(out), {k: n for k, n in lost.items() if n}
+    found = [dict(row=r, image=table.image[r], patient=table.patient[r], finding=f, boxes=g[_SIDES].to_numpy())
+             for (r, f), g in kept.groupby(['row', 'finding'], sort=True)]
+    strange = few(sorted(set(boxes.finding[~known])))
+    lost = {f'of findings that the study does not know ({strange})': int((~known).sum()),
+            'on films that are not in the table': int((known & at.isna()).sum())}
+    return pd.DataFrame(found), {k: n for k, n in lost.items() if n}
 
-# %% ../nbs/08a_localise.ipynb #7ee968ec
-def _maps(predictor, pixels, found):
+def _held_out_maps(predictor, pixels, found):
     "The map of each row of `found`, by models that have not seen the patient"
     maps, column = [None]*len(found), [predictor.labels.index(f) for f in found.finding]
     for fold, rows in found.groupby('fold').indices.items():
@@ -109,11 +136,44 @@ def _maps(predictor, pixels, found):
 def _others(values, found):
     "For each row the mean of an array [n, ...] over the rows of the same finding of other patients; NaN where there is none"
     out = np.full(values.shape, np.nan, np.float32)
-    for _, rows in found.groupby('finding').indices.items():
+    for rows in found.groupby('finding').indices.values():
         who = found.patient.to_numpy()[rows]
         for p in np.unique(who):
             if (who != p).any(): out[rows[who == p]] = values[rows[who != p]].mean(0)
     return out
+
+def _hits(points, boxes, tolerance):
+    "1 where a point is in one of its boxes, 0 where it is not, NaN where there is no point"
+    hits = [_in_a_box(p, b, tolerance) if np.isfinite(p).all() else np.nan for p, b in zip(points, boxes)]
+    return np.array(hits, float)
+
+def _overlaps(maps, masks, threshold):
+    "Overlap of each map, cut at a height, with the mask of its boxes; NaN where the map is"
+    return [_iou(m >= threshold, b) if np.isfinite(m).all() else np.nan for m, b in zip(maps, masks)]
+
+def _compare(found, maps, tolerance, threshold):
+    "Point, hit and overlap of each map, and of its rivals"
+    boxes, large, masks = found.boxes, _large(maps), np.stack([_mask(b) for b in found.boxes])
+    smooth = np.stack([gaussian_filter(m.astype(np.float32), .02*_GRID) for m in masks])
+    mean_map, mean_box = _others(large, found), _others(smooth, found)
+    points = [_peak(m) for m in maps]
+    return found.assign(
+        x=[x for x, _ in points], y=[y for _, y in points],
+        hit=_hits(points, boxes, tolerance),
+        iou=_overlaps(large, masks, threshold),
+        chance=[_mask(b, tolerance).mean() for b in boxes],
+        mean_map=_hits(map(_peak, mean_map), boxes, tolerance),
+        mean_box=_hits(map(_peak, mean_box), boxes, tolerance),
+        iou_mean_map=_overlaps(_rescaled(mean_map), masks, threshold))
+
+# %% ../nbs/08a_localise.ipynb #59675aa8
+def _checked(predictor, table, pixels, tolerance, threshold):
+    "Refuse films of another size or number, and options out of range"
+    if len(pixels) != len(table) or tuple(pixels.shape[1:]) != (predictor.size,)*2:
+        raise DataError(f'pixels have shape {tuple(pixels.shape)}: the table has {len(table)} films '
+                        f'and the models take {predictor.size} x {predictor.size}')
+    if not (tolerance >= 0 and 0 < threshold < 1):
+        raise DataError(f'{tolerance=}, {threshold=}: a tolerance is not negative, and a threshold between 0 and 1')
 
 def localise(
     predictor, # `Predictor`, or folder of a study
@@ -126,35 +186,38 @@ def localise(
 ) -> pd.DataFrame: # a row a film and finding: `row image patient finding fold boxes x y hit iou chance mean_map mean_box iou_mean_map`
     "Point at each finding that has boxes, and compare"
     predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor, verbose=verbose)
-    if len(pixels) != len(table) or tuple(pixels.shape[1:]) != (predictor.size,)*2: raise DataError(f'pixels have shape {tuple(pixels.shape)}: the table has {len(table)} films and the models take {predictor.size} x {predictor.size}')
-    if not (tolerance >= 0 and 0 < threshold < 1): raise DataError(f'{tolerance=}, {threshold=}: a tolerance is not negative, and a threshold between 0 and 1')
+    _checked(predictor, table, pixels, tolerance, threshold)
     found, lost = _matched(predictor, table.reset_index(drop=True), boxes.reset_index(drop=True))
     fold = held_out(predictor, found.patient)
-    lost |= {'on films of patients that every model has seen': n} if (n := int(sum(len(b) for b in found.boxes[fold == -2]))) else {}
+    seen = sum(map(len, found.boxes[fold == -2]))
+    if seen: lost['on films of patients that every model has seen'] = seen
     found = found.assign(fold=fold)[fold > -2].reset_index(drop=True)
-    if verbose: print(f'{sum(map(len, found.boxes)):,} boxes on {found.row.nunique():,} films of {found.patient.nunique():,} patients', *(f'left out: {n:,} boxes {k}' for k, n in lost.items()), sep='\n')
+    if verbose:
+        print(f'{sum(map(len, found.boxes)):,} boxes on {found.row.nunique():,} films of {found.patient.nunique():,} patients',
+              *(f'left out: {n:,} boxes {k}' for k, n in lost.items()), sep='\n')
     if not len(found): raise DataError('no box is left: every model has seen these patients')
-    return _compare(found, _maps(predictor, pixels, found), tolerance, threshold)
-
-def _compare(found, maps, tolerance, threshold):
-    "Point, hit and overlap of each map, and of its rivals"
-    large, mask = _large(maps), np.stack([_mask(b) for b in found.boxes])
-    other_maps, other_boxes = _others(large, found), _others(np.stack([gaussian_filter(m.astype(np.float32), .02*_GRID) for m in mask]), found)
-    points = [_peak(m) for m in maps]
-    hits = lambda places: [_inside(p, b, tolerance) if np.isfinite(p).all() else np.nan for p, b in zip(places, found.boxes)]
-    rival = lambda ms: [_peak(m) if np.isfinite(m).all() else (np.nan, np.nan) for m in ms]
-    overlap = lambda ms: [_iou(m >= threshold, b) if np.isfinite(m).all() else np.nan for m, b in zip(ms, mask)]
-    again = (other_maps - (low := other_maps.min((1, 2), keepdims=True))) / np.maximum(other_maps.max((1, 2), keepdims=True) - low, 1e-12)
-    return found.assign(x=[p[0] for p in points], y=[p[1] for p in points], hit=np.array(hits(points), float), iou=overlap(large), chance=[_mask(b, tolerance).mean() for b in found.boxes],
-        mean_map=np.array(hits(rival(other_maps)), float), mean_box=np.array(hits(rival(other_boxes)), float), iou_mean_map=overlap(again))
+    return _compare(found, _held_out_maps(predictor, pixels, found), tolerance, threshold)
 
 # %% ../nbs/08a_localise.ipynb #66ad95bf
 def _resampled(values, patient, n_boot, seed):
     "Means of columns [n, k] in the sample (row 0) and in resamples of the patients, skipping NaN"
     who, ids = pd.factorize(np.asarray(patient))
-    add = lambda x: np.stack([np.bincount(who, c, len(ids)) for c in x.T], 1)
-    w = np.concatenate([np.ones((1, len(ids))), np.random.default_rng(seed).multinomial(len(ids), np.full(len(ids), 1/len(ids)), n_boot)])
-    with np.errstate(invalid='ignore'): return (w @ add(np.nan_to_num(values))) / (w @ add(np.isfinite(values).astype(float)))
+    def by_patient(x): return np.stack([np.bincount(who, c, len(ids)) for c in x.T], 1)
+    draws = np.random.default_rng(seed).multinomial(len(ids), np.full(len(ids), 1/len(ids)), n_boot)
+    w = np.concatenate([np.ones((1, len(ids))), draws])
+    with np.errstate(invalid='ignore'):
+        return (w @ by_patient(np.nan_to_num(values))) / (w @ by_patient(np.isfinite(values).astype(float)))
+
+def _hit_row(name, g, n_boot, level, seed):
+    "Rates of one finding, with intervals where a claim is made of them"
+    v = g[['hit', 'chance', 'mean_map', 'mean_box', 'iou', 'iou_mean_map']].assign(gain=g.hit - g.mean_box)
+    reps = pd.DataFrame(_resampled(v.to_numpy(float), g.patient, n_boot, seed), columns=v.columns)
+    mean, low, high = reps.iloc[0], reps[1:].quantile((1 - level)/2), reps[1:].quantile((1 + level)/2)
+    row = dict(finding=name, boxes=sum(map(len, g.boxes)), films=g.row.nunique(), patients=g.patient.nunique())
+    for k in ('hit', 'chance', 'mean_map', 'mean_box', 'gain', 'iou', 'iou_mean_map'):
+        row[k] = mean[k]
+        if k in ('hit', 'gain', 'iou'): row |= {f'{k}_low': low[k], f'{k}_high': high[k]}
+    return row
 
 def hit_table(
     found, # from `localise`
@@ -163,14 +226,8 @@ def hit_table(
     seed:int=0, # random seed
 ) -> pd.DataFrame: # a row a finding, and `all`
     "Hit rates and overlaps by finding"
-    rows = []
-    for name, g in [*found.groupby('finding'), ('all', found)]:
-        v = g[['hit', 'chance', 'mean_map', 'mean_box', 'iou', 'iou_mean_map']].assign(gain=g.hit - g.mean_box)
-        reps = pd.DataFrame(_resampled(v.to_numpy(float), g.patient, n_boot, seed), columns=v.columns)
-        low, high = reps[1:].quantile((1 - level)/2), reps[1:].quantile((1 + level)/2)
-        both = lambda k: {k: reps[k][0], f'{k}_low': low[k], f'{k}_high': high[k]}
-        rows.append(dict(finding=name, boxes=sum(map(len, g.boxes)), films=g.row.nunique(), patients=g.patient.nunique()) | both('hit') | {k: reps[k][0] for k in ('chance', 'mean_map', 'mean_box')} | both('gain') | both('iou') | {'iou_mean_map': reps.iou_mean_map[0]})
-    return pd.DataFrame(rows)
+    groups = [*found.groupby('finding'), ('all', found)]
+    return pd.DataFrame([_hit_row(name, g, n_boot, level, seed) for name, g in groups])
 
 def localisation(
     predictor, # `Predictor`, or folder of a study
@@ -179,7 +236,7 @@ def localisation(
     boxes, # from `read_boxes`
     n_boot:int=2000, # resamples of the patients
     **options, # `tolerance`, `threshold` and `verbose` of `localise`
-) -> pd.DataFrame: # a row a finding, and `all`: `finding boxes films patients hit hit_low hit_high chance mean_map mean_box gain gain_low gain_high iou iou_low iou_high iou_mean_map`
+) -> pd.DataFrame: # from `hit_table`: `finding boxes films patients`, and rates, those of hit, gain and iou with `_low` and `_high`
     "How well a study's maps find findings"
     return hit_table(localise(predictor, table, pixels, boxes, **options), n_boot)
 
@@ -194,10 +251,14 @@ def plot_boxes(
 ): # the axes
     "A film with the upper half of its map, the boxes, and the place that the map points at"
     s = len(film)
-    if heat is not None: heat = F.interpolate(torch.from_numpy(np.array(heat, np.float32))[None, None], (s, s), mode='bilinear')[0, 0].numpy()
-    ax = plot_map(film, None if heat is None else heat - np.median(heat), title, ax)
-    hit = point is not None and _inside(point, boxes, 0)
-    for x, y, w, h in np.asarray(boxes) * s: ax.add_patch(Rectangle((x - .5, y - .5), w, h, fill=False, edgecolor='cyan', linestyle='-' if hit else '--'))
+    if heat is not None:
+        heat = torch.from_numpy(np.array(heat, np.float32))[None, None]
+        heat = F.interpolate(heat, (s, s), mode='bilinear')[0, 0].numpy()
+        heat = heat - np.median(heat)
+    ax = plot_map(film, heat, title, ax)
+    line = '-' if point is not None and _in_a_box(point, boxes, 0) else '--'
+    for x, y, w, h in np.asarray(boxes) * s:
+        ax.add_patch(Rectangle((x - .5, y - .5), w, h, fill=False, edgecolor='cyan', linestyle=line))
     if point is not None: ax.plot(point[0]*s - .5, point[1]*s - .5, '+', color='cyan', markersize=9)
     return ax
 
@@ -212,11 +273,12 @@ def overlay_sheet(
     "Films of each finding with maps and boxes"
     names = sorted(found.finding.unique())
     some = found.sample(frac=1, random_state=seed).groupby('finding').head(most)
-    some = some.assign(map=list(_maps(predictor, pixels, some)))
+    some = some.assign(map=list(_held_out_maps(predictor, pixels, some)))
     fig = Figure(figsize=(1.9*most, 2.1*len(names)), dpi=100, layout='constrained')
     for axs, name in zip(fig.subplots(len(names), most, squeeze=False), names):
         for ax in axs: ax.axis('off')
-        for ax, r in zip(axs, some[some.finding == name].itertuples()): plot_boxes(pixels[int(r.row)], r.map, r.boxes, (r.x, r.y), f'{name}\n{Path(r.image).stem}', ax)
+        for ax, r in zip(axs, some[some.finding == name].itertuples()):
+            plot_boxes(pixels[int(r.row)], r.map, r.boxes, (r.x, r.y), f'{name}\n{_stem(r.image)}', ax)
     return fig
 
 # %% ../nbs/08a_localise.ipynb #9c207ae9
@@ -240,17 +302,16 @@ def write_localisation(
     "Localise a study's findings, and write the table, the films and the overlays"
     predictor, boxes = Predictor(study_dir, arm), boxes if isinstance(boxes, pd.DataFrame) else read_boxes(boxes)
     table = read_table(dataset, root)
-    table = table[table.image.map(lambda f: Path(f).stem).isin(set(boxes.image.map(lambda f: Path(f).stem)))].reset_index(drop=True)
+    table = table[table.image.map(_stem).isin(set(boxes.image.map(_stem)))].reset_index(drop=True)
     if not len(table): raise DataError(f'{root} holds none of the films that have boxes: is this the right folder?')
     pixels, out = PixelCache(table, root, predictor.size, predictor.mode, progress=progress), Path(out_dir or study_dir)
     found = localise(predictor, table, pixels, boxes, **options)
-    summary = hit_table(found, n_boot)
-    for name, t in (('localisation.csv', summary), ('localisation_films.csv', found.drop(columns='row').assign(boxes=found.boxes.map(len)))):
+    summary, each = hit_table(found, n_boot), found.drop(columns='row').assign(boxes=found.boxes.map(len))
+    for name, t in (('localisation.csv', summary), ('localisation_films.csv', each)):
         with atomic_write(out/name) as f: _merged(out/name, predictor.arm, t).to_csv(f, index=False, float_format='%.6f')
     with atomic_write(out/'localisation.png') as f: overlay_sheet(predictor, pixels, found).savefig(f, format='png')
     return summary
 
-# %% ../nbs/08a_localise.ipynb #4867f46e
 @call_parse
 def main(
     study_dir:str, # folder of the study, such as runs/nih128
@@ -262,9 +323,8 @@ def main(
     n_boot:int=2000, # resamples of the patients
 ):
     "Compare a study's class-activation maps with boxes"
-    try: summary = write_localisation(study_dir, root, boxes or Path(root)/'BBox_List_2017.csv', dataset, arm, n_boot=n_boot, tolerance=tolerance)
-    except (DataError, OSError) as e:
-        print(f'cxrlg_localise: {" ".join(str(e).split())}', file=sys.stderr)
-        sys.exit(2)
-    print(summary.round(3).to_string(index=False))
-    print(f'{Path(study_dir)/"localisation.csv"}, localisation_films.csv, localisation.png')
+    boxes = boxes or Path(root)/'BBox_List_2017.csv'
+    work = lambda: write_localisation(study_dir, root, boxes, dataset, arm, n_boot=n_boot, tolerance=tolerance)
+    table = Path(study_dir)/'localisation.csv'
+    print(run_command(work, table, 'cxrlg_localise').round(3).to_string(index=False))
+    print(f'{table}, localisation_films.csv, localisation.png')
