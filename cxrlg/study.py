@@ -469,11 +469,19 @@ def score_locked(
     return [cfg.folder.locked for cfg in todo]
 
 # %% ../nbs/07_study.ipynb #021793aa
+_JUDGES = ('eval.py', 'calibration.py', 'power.py', 'results.py', 'tables.py', 'report.py', 'templates/report.html')
+
+def _evaluating_code():
+    "The code that evaluates: the program's cells, the rooms it calls and the report's template"
+    cells = [c.source for c in nbformat.read(notebook('06_eval'), 4).cells if c.cell_type == 'code']
+    package = Path(cxrlg.__file__).parent
+    return cells + [(package/name).read_text(encoding='utf-8') for name in _JUDGES]
+
 def _evaluation_key(folder, n_boot):
     "Identity of an evaluation: finished folds, what they say of the locked patients, left out films, replicates, and code"
     done = [(f.label, f.done.read_text(), _hash(f.locked)) for f in folder.finished().values()]
-    code = [c.source for c in nbformat.read(notebook('06_eval'), 4).cells if c.cell_type == 'code']
-    return hashlib.sha256(json.dumps([done, _hash(folder.flow), n_boot, cxrlg.__version__, code]).encode()).hexdigest()[:16]
+    parts = [done, _hash(folder.flow), n_boot, cxrlg.__version__, _evaluating_code()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 # %% ../nbs/07_study.ipynb #903afe0f
 def evaluate(

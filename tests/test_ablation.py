@@ -9,9 +9,10 @@ import yaml
 
 from conftest import ROOT
 from cxrlg.ablation import ablation_outputs, ablation_table, read_ablation
-from cxrlg.controls import Outputs
+from cxrlg.corrections import Outputs
 from cxrlg.core import DataError
-from cxrlg.eval import example_study, simulate
+from cxrlg.eval import simulate
+from cxrlg.results import example_study
 from cxrlg.study import expand
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import cxrlg.batches as batches
-from cxrlg.batches import DataError, fold_dls
+from cxrlg.batches import fold_dls
+from cxrlg.core import DataError
 
 
 # ---- loaders

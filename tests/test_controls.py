@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 import cxrlg.controls as room
 from cxrlg.controls import MARGINS, confirm, coupling_controls, coupling_power
 from cxrlg.corrections import Outputs, cross_fit
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.eval import simulate
 
 

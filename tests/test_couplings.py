@@ -6,7 +6,7 @@ import pytest
 from scipy.optimize import minimize
 
 from cxrlg.couplings import coupling_path, cv_couplings, fit_couplings
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.graph import planted_logits
 from cxrlg.stability import stable_edges
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import cxrlg.data as data
-from cxrlg.data import CHEXPERT, DataError, audit, labels_of, read_table
+from cxrlg.core import DataError, labels_of
+from cxrlg.data import CHEXPERT, audit, read_table
 from cxrlg.films import PixelCache, read_film
 from folders import GOOD, good, table, write_films, write_rows  # noqa: F401 (fixtures)
 

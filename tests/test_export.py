@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import cxrlg.export as room
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.export import main, onnx_example
 from small_studies import LABELS, copy, load, names_in, numbers, one_thread, predictor, study, write_fold
 

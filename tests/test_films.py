@@ -17,7 +17,8 @@ from PIL import Image
 
 import cxrlg.films as films
 from cxrlg.data import audit, read_table
-from cxrlg.films import DataError, PixelCache, read_film
+from cxrlg.core import DataError
+from cxrlg.films import PixelCache, read_film
 from folders import GOOD, good, table, write_films, write_rows  # noqa: F401 (fixtures)
 
 

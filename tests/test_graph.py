@@ -9,7 +9,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from torch import nn
 from torch.nn import functional as F
 
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.graph import GraphL1, LabelGraph, lam_max, planted_logits, soft_threshold
 
 

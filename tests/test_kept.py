@@ -5,8 +5,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cxrlg.corrections import Outputs
-from cxrlg.data import DataError
-from cxrlg.eval import example_study, read_study, simulate
+from cxrlg.core import DataError
+from cxrlg.eval import simulate
+from cxrlg.results import example_study, read_study
 from cxrlg.kept import load_outputs, load_study, save_outputs, save_study
 
 

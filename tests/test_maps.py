@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import cxrlg.maps as room
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.maps import batch_size, class_maps, mean_maps, plot_map
 from cxrlg.model import CXRNet, load_model
 from small_studies import LABELS, one_line, one_thread, study

@@ -24,7 +24,9 @@ from cxrlg.films import read_film
 from cxrlg.graph import LabelGraph
 from cxrlg.model import CXRNet, load_model, predict_logits, save_model
 from cxrlg.phantom import make_phantom
-from cxrlg.predict import Predictor, class_maps, export_main, find_films, main, plot_map
+from cxrlg.maps import class_maps, plot_map
+from cxrlg.export import main as export_main
+from cxrlg.predict import Predictor, find_films, main
 from cxrlg.train import train_fold
 
 TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', arch_args={}, bs=8, epochs=2, threads=1)

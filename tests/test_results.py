@@ -6,7 +6,7 @@ import pytest
 
 from conftest import ROOT
 from cxrlg.ablation import ablation_table
-from cxrlg.controls import load_outputs, load_study
+from cxrlg.kept import load_outputs, load_study
 from cxrlg.eval import auc_interval, macro_auc, paired_bootstrap
 from cxrlg.study import expand, read_config
 

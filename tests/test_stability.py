@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from cxrlg.data import DataError
+from cxrlg.core import DataError
 from cxrlg.graph import planted_logits
 from cxrlg.stability import edge_agreement, false_edges_bound, stable_edges
 

@@ -270,7 +270,7 @@ def test_the_report_is_made_anew_when_something_in_it_changed(tmp_path, monkeypa
     fold.mkdir(parents=True)
     shutil.copy(study.notebook('06_eval'), notebook)
     monkeypatch.setattr(study, 'notebook', lambda name: notebook)
-    key = lambda n_boot=20: study._evaluation_key(tmp_path, n_boot)
+    key = lambda n_boot=20: study._evaluation_key(study.StudyFolder(tmp_path), n_boot)
     keys = [key(), key(30)]
     for name, text in (('done.json', '{}'), ('done.json', '{"auc": 1}'), ('locked.parquet', 'a'), ('locked.parquet', 'b'), ('../../../flow.json', '{"left_out": 0}'), ('../../../flow.json', '{"left_out": 1}')):
         (fold/name).write_text(text)
