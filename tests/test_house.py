@@ -19,8 +19,16 @@ from run_notebooks import code_hash
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
-FLOORS = [{'core'}, {'data', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'}, {'batches', 'model', 'couplings', 'headroom', 'calibration', 'power'},
-          {'callbacks', 'results'}, {'train', 'controls', 'report'}, {'study', 'predict'}, {'ablation', 'localise', 'export', 'validate'}]
+FLOORS = [
+    {'core'},
+    {'data', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
+    {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'power', 'headroom'},
+    {'callbacks', 'programs', 'results', 'tables', 'corrections', 'kept'},
+    {'train', 'controls', 'report'},
+    {'study', 'predict'},
+    {'ablation', 'localise', 'export', 'validate'},
+    {'commands'},
+]
 PAGES = {m.group(1): nb.stem for nb in LIBRARY if (m := re.search(r'default_exp (\w+)', nb.read_text()))}
 
 
