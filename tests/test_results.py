@@ -53,7 +53,7 @@ def test_intervals_and_changes_in_the_readme(name, start):
         assert numbers(cells[-4]) == pytest.approx([t.auc, t.low, t.high], abs=.0006)
         if arm == 'none': continue
         t = paired_bootstrap(y, p['none'], p[arm], films.patient, films.fold, few.labels).loc['macro']
-        assert numbers(cells[-3]) == pytest.approx([t['diff'], t.low, t.high], abs=.0006)
+        assert numbers(cells[-3]) == pytest.approx([t.change, t.low, t.high], abs=.0006)
 
 
 def test_the_ablation_in_the_paper_page():
