@@ -9,6 +9,25 @@ from fastai.torch_core import defaults
 
 ROOT = Path(__file__).resolve().parents[1]
 
+MARKS = dict(slow='takes more than a few seconds', dask='needs Dask', films='needs the real films', gpu='needs a CUDA GPU')
+SLOW = {'test_ablation', 'test_coverage', 'test_engines', 'test_export', 'test_gpu', 'test_house', 'test_kill', 'test_localise', 'test_predict', 'test_results', 'test_study',
+        'test_tables', 'test_train', 'test_controls', 'test_couplings', 'test_report'}
+
+
+def pytest_configure(config):
+    for name, says in MARKS.items(): config.addinivalue_line('markers', f'{name}: {says}')
+
+
+def pytest_collection_modifyitems(items):
+    "Files of long tests are slow as a whole; `make quick` leaves them out"
+    for item in items:
+        room = item.module.__name__
+        if room in SLOW: item.add_marker('slow')
+        if room == 'test_engines': item.add_marker('dask')
+        if room == 'test_gpu': item.add_marker('gpu')
+        if 'films' in item.fixturenames: item.add_marker('films')
+
+
 # A shell ignores SIGINT for what it starts in the background, and commands inherit that: those that a test stops would not hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -12,7 +12,7 @@ from cxrlg.callbacks import EMA, Checkpoint, History, StepGuard
 from cxrlg.graph import GraphL1
 from cxrlg.model import load_model, predict_logits
 from cxrlg.predict import Predictor
-from cxrlg.study import score_locked
+from cxrlg.study import run_study, score_locked
 from cxrlg.train import TrainConfig, load_data, train_fold
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
@@ -65,16 +65,49 @@ def test_deterministic_after_a_fold_that_was_not(tmp_path):
 class Stop(Exception): pass
 
 
-@pytest.mark.parametrize('amp', ['bf16', 'fp16'])
-def test_a_resumed_fold_gives_the_same_bytes(tmp_path, monkeypatch, amp):
-    whole, real = run(tmp_path/'whole', arm='prox', amp=amp), Checkpoint.after_epoch
+@pytest.mark.parametrize('arm', ['none', 'prox'])
+@pytest.mark.parametrize('amp', ['bf16', 'fp16', 'no'])
+def test_a_resumed_fold_gives_the_same_bytes(tmp_path, monkeypatch, amp, arm):
+    "Every tensor that the resumed run starts its second epoch with is compared first: a difference there names its cause"
+    states, real_start, real = [], train.EpochSeed.before_train, Checkpoint.after_epoch
+    def watch(self):
+        real_start(self)
+        if self.epoch == 1: states.append({k: (v.stride(), v.dtype, v.cpu()) for k, v in tensors_of(self.learn)})
     def die(self):
         real(self)
         if self.epoch == 0: raise Stop('enough')
-    monkeypatch.setattr(Checkpoint, 'after_epoch', die)
-    with pytest.raises(Stop): run(tmp_path/'stopped', arm='prox', amp=amp)
-    monkeypatch.undo()
-    assert read(run(tmp_path/'stopped', arm='prox', amp=amp)) == read(whole)
+    monkeypatch.setattr(train.EpochSeed, 'before_train', watch)
+    whole = run(tmp_path/'whole', arm=arm, amp=amp)
+    with monkeypatch.context() as m, pytest.raises(Stop):
+        m.setattr(Checkpoint, 'after_epoch', die)
+        run(tmp_path/'stopped', arm=arm, amp=amp)
+    resumed = run(tmp_path/'stopped', arm=arm, amp=amp)
+    one, other = states
+    assert set(one) == set(other)
+    assert [k for k in one if one[k][:2] != other[k][:2] or not torch.equal(one[k][2], other[k][2])] == []
+    assert read(resumed) == read(whole)
+
+
+def tensors_of(learn):
+    "Weights, statistics and the optimizer's state, by name"
+    yield from learn.model.state_dict().items()
+    for i, state in enumerate(learn.opt.opt.state.values()):
+        for k, v in state.items(): yield f'optimizer {i} {k}', v
+    ema = next(cb for cb in learn.cbs if isinstance(cb, EMA))
+    yield from ((f'average {k}', v) for k, v in ema.average.items())
+
+
+def test_a_whole_study_by_papermill_with_report_locked_patients_and_prediction(tmp_path):
+    small = {k: v for k, v in SMALL.items() if k != 'deterministic'} | dict(study='whole', arms=['none', 'prox'], epochs=1)
+    results = run_study(small, out_dir=str(tmp_path), n_boot=50, bar=False)
+    folder = tmp_path/'whole'
+    assert list(results.arm) == ['none', 'prox'] and (folder/'report.html').is_file()
+    assert len(list(folder.glob('*/seed*/fold*/locked.parquet'))) == 6
+    config = json.loads((folder/'none'/'seed42'/'fold0'/'config.json').read_text())
+    assert config['device'].startswith('cuda') and config['amp_resolved'] in ('bf16', 'fp16')
+    pixels = load_data(TrainConfig(**SMALL))[1][:8]
+    said = Predictor(folder, 'none', verbose=False)(list(pixels))
+    assert len(said) == 8 and np.isfinite(said[load_model(folder/'none'/'seed42'/'fold0').labels]).all(axis=None)
 
 
 def test_a_gpu_says_what_a_cpu_says(tmp_path):
