@@ -16,6 +16,7 @@ from cxrlg.data import NIH, read_table
 from cxrlg.localise import held_out, hit_table, localisation, localise, main, overlay_sheet, plot_boxes, read_boxes, write_localisation
 from cxrlg.model import CXRNet, save_model
 from cxrlg.predict import Predictor
+from small_studies import one_thread
 
 LABELS = ['Mass', 'Effusion', 'Infiltration']
 

@@ -1,10 +1,7 @@
 "Prediction of new films: the numbers of the training, whatever stands beside them, and clear refusals."
 import copy as copy_module
-import hashlib
-import importlib.util
 import json
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -21,54 +18,13 @@ from scipy.special import expit, logit
 import cxrlg.predict as room
 from cxrlg.core import DataError
 from cxrlg.films import read_film
-from cxrlg.graph import LabelGraph
 from cxrlg.model import CXRNet, load_model, predict_logits, save_model
 from cxrlg.phantom import make_phantom
-from cxrlg.maps import class_maps, plot_map
-from cxrlg.export import main as export_main
 from cxrlg.predict import Predictor, find_films, main
 from cxrlg.train import train_fold
+from small_studies import LABELS, copy, expected, load, names_in, numbers, one_line, one_thread, pngs, predictor, study, write_fold
 
-TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', arch_args={}, bs=8, epochs=2, threads=1)
-LABELS = ['Edema', 'Mass', 'Pneumonia']
-
-
-def write_fold(path, seed=0, labels=LABELS, size=32, arch='test_resnet', done=True, graph=False, **config):
-    "A finished fold of a model with random weights"
-    torch.manual_seed(seed)
-    model = CXRNet(arch, labels, LabelGraph(len(labels)) if graph else None, in_chans=config.pop('in_chans', 1))
-    with torch.no_grad():
-        if graph: model.graph.A.copy_(torch.randn(len(labels), len(labels)))
-        model.backbone.get_classifier().weight.mul_(30)
-    save_model(model, path, size=size)
-    (path/'config.json').write_text(json.dumps(dict(data='nih', size=size, n_splits=2, data_args={}) | config))
-    y = np.random.default_rng(seed).random((40, len(labels))) < .4
-    pd.DataFrame(dict(row=range(40), image=[f'{seed}_{i}.png' for i in range(40)], patient=[f'{seed}p{i//2}' for i in range(40)], fold=seed) | {f'y:{l}': v for l, v in zip(labels, y.T.astype('float32'))}).to_parquet(path/'oof.parquet')
-    if done: (path/'done.json').write_text('{}')
-
-
-@pytest.fixture(scope='module')
-def study(tmp_path_factory):
-    path = tmp_path_factory.mktemp('study')
-    for k in range(2): write_fold(path/f'none/seed42/fold{k}', seed=k)
-    for k in range(2): write_fold(path/f'prox/seed42/fold{k}', seed=k, graph=True)
-    return path
-
-
-@pytest.fixture
-def copy(study, tmp_path): return shutil.copytree(study, tmp_path/'copy')
-
-
-@pytest.fixture(scope='module')
-def pngs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('films')
-    table, pixels, _ = make_phantom(n_patients=12, size=48, seed=5)
-    for name, a in zip(table.image, pixels): Image.fromarray(a).save(folder/name)
-    return sorted(str(f) for f in folder.iterdir())
-
-
-def load(study, **kw): return Predictor(study, verbose=False, **kw)
-def numbers(table): return table[LABELS].to_numpy()
+TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', bs=8, epochs=1, amp='no', threads=1)
 
 
 # ---- the same numbers as in training
@@ -103,41 +59,42 @@ def test_ensemble_is_the_mean_over_folds_and_seeds(copy, pngs):
     assert np.ptp(expected.numpy(), axis=0).min() > .01
 
 
-def test_the_graph_comes_before_the_sigmoid(study, pngs):
+def test_the_graph_comes_before_the_sigmoid(study, pngs, expected):
+    plain = expected
     x = torch.from_numpy(np.stack([read_film(f, 32) for f in pngs]))[:, None] / 255
     models = [load_model(study/f'prox/seed42/fold{k}') for k in range(2)]
     with torch.inference_mode(): expected = torch.stack([m.graph(m.logits(o)).sigmoid() for m in models for o in (x, x.flip(-1))]).mean(0)
     got = numbers(load(study, arm='prox')(pngs))
     np.testing.assert_allclose(got, expected, atol=1e-6)
-    assert np.abs(got - numbers(load(study)(pngs))).max() > .01
+    assert np.abs(got - plain).max() > .01
 
 
 @pytest.mark.parametrize('bs', [1, 2, 5, 1000])
-def test_the_batch_size_changes_nothing(study, pngs, bs):
-    predictor = load(study)
-    np.testing.assert_allclose(numbers(predictor(pngs, bs=bs)), numbers(predictor(pngs)), atol=1e-5, rtol=0)
+def test_the_batch_size_changes_nothing(predictor, pngs, expected, bs):
+    np.testing.assert_allclose(numbers(predictor(pngs, bs=bs)), expected, atol=1e-5, rtol=0)
 
 
-def test_large_films_go_in_small_batches(study, pngs, monkeypatch):
-    seen, predictor = [], load(study)
-    monkeypatch.setattr(room, '_BATCH_PIXELS', 3*32*32)
-    monkeypatch.setattr(room, '_probs', lambda m, pixels, flip, real=room._probs: (seen.append(len(pixels)), real(m, pixels, flip))[1])
+@pytest.mark.parametrize('most, batches', [(3, [3, 3, 3, 3, 1, 1]), (1, [1]*14)])
+def test_large_films_go_in_small_batches(predictor, pngs, monkeypatch, most, batches):
+    seen, real = [], room._probs
+    def probs(model, pixels, flip):
+        seen.append(len(pixels))
+        return real(model, pixels, flip)
+    monkeypatch.setattr('cxrlg.maps._BATCH_PIXELS', most*32*32)
+    monkeypatch.setattr(room, '_probs', probs)
     predictor(pngs[:7], bs=64)
-    assert seen == [3, 3, 3, 3, 1, 1]
-    monkeypatch.setattr(room, '_BATCH_PIXELS', 1)
-    assert len(predictor(pngs[:2])) == 2
+    assert seen == batches
 
 
-def test_order_and_duplicates_are_kept(study, pngs):
+def test_order_and_duplicates_are_kept(predictor, pngs, expected):
     order = [3, 0, 0, 5, 3]
-    all_, some = load(study)(pngs), load(study)([pngs[i] for i in order], bs=2)
+    some = predictor([pngs[i] for i in order], bs=2)
     assert some.file.tolist() == [pngs[i] for i in order] and list(some) == ['file', *LABELS, 'flag', 'error']
-    np.testing.assert_allclose(numbers(some), numbers(all_)[order], atol=1e-5)
+    np.testing.assert_allclose(numbers(some), expected[order], atol=1e-5)
     assert (some[LABELS].dtypes == np.float32).all()
 
 
-def test_one_film_none_and_arrays(study, pngs):
-    predictor = load(study)
+def test_one_film_none_and_arrays(predictor, pngs):
     one, a = predictor(pngs[0]), np.asarray(Image.open(pngs[0]))
     assert len(one) == 1 and len(predictor([])) == 0 and list(predictor([])) == list(one)
     for films in (a, [a], a[None]): np.testing.assert_allclose(numbers(predictor(films)), numbers(one), atol=1e-6)
@@ -393,23 +350,6 @@ def test_diverged_weights_give_no_numbers(copy, pngs):
 
 # ---- class-activation maps
 
-@pytest.mark.parametrize('arch, size', [('test_resnet', 64), ('densenet121', 64), ('efficientnet_lite0', 64), ('seresnext26d_32x4d', 64), ('test_resnet', 50)])
-def test_the_mean_of_a_map_is_the_logit_without_the_bias(arch, size):
-    torch.manual_seed(0)
-    model = CXRNet(arch, LABELS).eval()
-    x = torch.rand(2, 1, size, size)
-    maps, z = class_maps(model, x), model.logits(x)
-    assert maps.ndim == 4 and maps.shape[:2] == (2, 3)
-    torch.testing.assert_close(maps.mean((2, 3)) + model.backbone.get_classifier().bias, z.detach(), atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize('arch', ['test_vit', 'mobilenetv3_small_050', 'test_convnext'])
-def test_other_heads_have_no_map(arch):
-    size = 160
-    with pytest.raises(DataError, match=f'{arch} does not end in') as e: class_maps(CXRNet(arch, LABELS).eval(), torch.rand(1, 1, size, size))
-    assert '\n' not in str(e.value)
-
-
 def test_explain_averages_models_and_mirror_images(tmp_path, pngs):
     for k in range(2): write_fold(tmp_path/f'none/seed42/fold{k}', seed=k, size=96)
     predictor = load(tmp_path)
@@ -426,35 +366,14 @@ def test_explain_averages_models_and_mirror_images(tmp_path, pngs):
     with pytest.raises(DataError, match='is not there'): predictor.explain('lost.png')
 
 
-@pytest.mark.parametrize('arch, arch_args', [('test_resnet', {}), ('seresnext26d_32x4d', {}), ('efficientnet_lite0', {}), ('densenet121', {})])
-def test_a_map_is_grad_cam(arch, arch_args):
-    torch.manual_seed(1)
-    model = CXRNet(arch, LABELS, arch_args=arch_args).eval()
-    x = torch.rand(1, 1, 96, 96)
-    maps = class_maps(model, x)
-    for j in range(3):
-        f = model.backbone.forward_features((x - model.mean) / model.std).detach().requires_grad_()
-        grad, = torch.autograd.grad(model.backbone.forward_head(f)[0, j], f)
-        torch.testing.assert_close((grad.sum((2, 3), keepdim=True) * f).sum(1)[0].detach(), maps[0, j].clone(), atol=1e-5, rtol=1e-4)
-
-
-def test_maps_of_many_films(study, pngs, monkeypatch):
-    predictor = load(study)
+def test_maps_of_many_films(predictor, pngs, monkeypatch):
     pixels = np.stack([predictor.read(f) for f in pngs])
     maps = predictor.maps(pixels)
     assert maps.shape[:2] == (len(pngs), 3) and maps.dtype == np.float32
     np.testing.assert_allclose(predictor.maps(pixels, bs=3), maps, atol=1e-5)
     np.testing.assert_allclose(predictor.explain(pngs[3]).mean((1, 2)), maps[3].mean((1, 2)), atol=.05)
-    monkeypatch.setattr(room, '_BATCH_PIXELS', 1)
+    monkeypatch.setattr('cxrlg.maps._BATCH_PIXELS', 1)
     np.testing.assert_allclose(predictor.maps(pixels[:2]), maps[:2], atol=1e-5)
-
-
-def test_plot_map_shows_nothing_where_a_map_is_negative():
-    film = np.full((8, 8), 100, np.uint8)
-    assert len(plot_map(film, -np.ones((8, 8))).images) == len(plot_map(film, None).images) == 1
-    heat = np.zeros((8, 8)); heat[2, 3] = 5; heat[4, 4] = -5
-    over = plot_map(film, heat, 'title').images[1].get_array()
-    assert over[2, 3, 3] > .5 and over[..., 3].sum() == over[2, 3, 3]
 
 
 # ---- the command
@@ -521,7 +440,12 @@ def test_command_all_films_bad(study, pngs, tmp_path, capsys):
 
 def test_command_a_film_that_vanishes_before_its_heatmap(study, pngs, tmp_path, capsys, monkeypatch):
     films = [shutil.copy(f, tmp_path/f'{i}.png') for i, f in enumerate(pngs[:3])]
-    monkeypatch.setattr(room, '_write', lambda *args, real=room._write: (real(*args), os.remove(films[1]))[0])
+    real = room._write_csv
+    def write_then_remove(path, make):
+        table = real(path, make)
+        os.remove(films[1])
+        return table
+    monkeypatch.setattr(room, '_write_csv', write_then_remove)
     with pytest.raises(SystemExit) as e: main(str(study), [str(f) for f in films], out=str(tmp_path/'p.csv'), heatmaps=str(tmp_path/'maps'))
     assert e.value.code == 1 and '1 heatmaps could not be drawn' in capsys.readouterr().err.splitlines()[-1]
     assert pd.read_csv(tmp_path/'p.csv').error.isna().all() and sorted(os.listdir(tmp_path/'maps')) == ['00000_0.png', '00002_2.png']
@@ -651,115 +575,3 @@ def test_command_writes_a_submission(study, pngs, tmp_path, capsys, monkeypatch)
     assert e.value.code == 2 and len(err) == 1 and '2 of the 3 ids' in err[0] and os.listdir() == ['sub.csv']
     main(str(study), [folder], submission='all.csv', out='p.csv')
     assert len(pd.read_csv('all.csv')) == len(pd.read_csv('p.csv')) == len(pngs)
-
-
-# ---- one file, and its card
-
-def needs_onnx():
-    for m in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(m)
-
-
-@pytest.mark.parametrize('arm, in_chans, flip, scaled', [('prox', 1, True, True), ('none', 3, False, False)])
-def test_onnx_gives_the_numbers_of_the_command(tmp_path, arm, in_chans, flip, scaled):
-    needs_onnx()
-    import onnxruntime
-    for k in range(2 if flip else 1): write_fold(tmp_path/f's/{arm}/seed1/fold{k}', seed=k, in_chans=in_chans, graph=arm == 'prox')
-    if scaled: calibrate(tmp_path/'s', arm)
-    predictor = load(tmp_path/'s')
-    file = predictor.export('onnx', tmp_path/'new'/'m.onnx', flip)
-    session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
-    about = session.get_modelmeta().custom_metadata_map
-    assert json.loads(about['labels']) == LABELS and about['size'] == '32' and about['mode'] == 'squash' and ('calibrated' in about['probabilities']) == scaled
-    pixels = np.random.default_rng(0).integers(0, 256, (17, 32, 32), dtype=np.uint8)
-    expected = numbers(predictor(pixels, flip=flip))
-    assert np.ptp(expected, 0).min() > .005
-    for n in (1, 3, 17):
-        p, = session.run(['probabilities'], {'film': pixels[:n, None].astype(np.float32) / 255})
-        assert p.shape == (n, 3) and p.dtype == np.float32
-        np.testing.assert_allclose(p, expected[:n], atol=1e-5)
-    assert sorted(os.listdir(file.parent)) == ['m.onnx', 'model_card.md']
-    text = (file.parent/'model_card.md').read_text()
-    assert hashlib.sha256(file.read_bytes()).hexdigest() in text and str(tmp_path) not in text and ('mirror image' in text) == flip
-    assert all(next(predictor.models[0].parameters()).device.type == 'cpu' for _ in [0])
-
-
-@pytest.mark.parametrize('mode', ['squash', 'pad'])
-def test_the_cards_example_gives_the_numbers_of_the_command(tmp_path, mode, monkeypatch, capsys):
-    needs_onnx()
-    write_fold(tmp_path/'s/none/seed1/fold0', data_args=dict(mode=mode))
-    predictor = load(tmp_path/'s')
-    assert predictor.mode == mode
-    predictor.export('onnx', tmp_path/'m.onnx')
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 90), dtype=np.uint8)).save(tmp_path/'film.png')
-    monkeypatch.chdir(tmp_path)
-    exec(re.search(r'```python\n(.*?)```', (tmp_path/'model_card.md').read_text(), re.S)[1], {})
-    shown = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
-    np.testing.assert_allclose(shown, numbers(predictor(['film.png']))[0], atol=6e-4)
-
-
-def test_export_is_refused_or_undone(study, tmp_path, monkeypatch):
-    predictor = load(study)
-    with pytest.raises(DataError, match='there is onnx'): predictor.export('torchscript', tmp_path/'m.pt')
-    with monkeypatch.context() as m:
-        m.setattr(room, '_to_onnx', lambda whole, size, metadata, path: path.write_bytes(b'x'))
-        m.setattr(room, '_onnx_error', lambda *args: .01)
-        with pytest.raises(DataError, match='differ by 1.0e-02'): predictor.export('onnx', tmp_path/'m.onnx')
-        m.setattr(room, '_onnx_error', lambda *args: float('nan'))
-        with pytest.raises(DataError, match='differ by nan'): predictor.export('onnx', tmp_path/'m.onnx')
-    with monkeypatch.context() as m:
-        m.setattr(room._Whole, 'parameters', lambda self: [torch.empty(10**9, device='meta')])
-        with pytest.raises(DataError, match='a file of 4.0 GB, and ONNX allows 2: choose fewer seeds or folds'): predictor.export('onnx', tmp_path/'m.onnx')
-    monkeypatch.setattr(room.importlib.util, 'find_spec', lambda name, real=importlib.util.find_spec: None if name in ('onnxscript', 'onnxruntime') else real(name))
-    with pytest.raises(DataError) as e: predictor.export('onnx', tmp_path/'m.onnx')
-    assert str(e.value) == "export needs onnxscript, onnxruntime: pip install 'cxrlg[onnx]'"
-    assert os.listdir(tmp_path) == []
-
-
-def test_command_exports(study, tmp_path, capsys, monkeypatch):
-    needs_onnx()
-    monkeypatch.setattr(room, '_to_onnx', lambda whole, size, metadata, path: path.write_bytes(b'x'*10**6))
-    monkeypatch.setattr(room, '_onnx_error', lambda *args: 1e-7)
-    export_main(str(study), str(tmp_path/'m.onnx'), arm='prox', seeds='42')
-    assert 'm.onnx: 1.0 MB written' in capsys.readouterr().out and sorted(os.listdir(tmp_path)) == ['m.onnx', 'model_card.md']
-    for wrong, say in ((dict(seeds='1'), 'no seed 1'), (dict(out=str(tmp_path)), 'is a folder'), (dict(out=str(tmp_path/'m.onnx'/'n.onnx')), 'it was not written')):
-        with pytest.raises(SystemExit) as e: export_main(**dict(study_dir=str(study)) | wrong)
-        err = capsys.readouterr().err.splitlines()
-        assert e.value.code == 2 and len(err) == 1 and err[0].startswith('cxrlg_export: ') and say in err[0]
-
-
-RESULTS = dict(arms=[dict(arm='none', seeds=2, folds=2, mean=.8123456, low=.7, high=.9, pooled=.81, pooled_low=.71, pooled_high=.91), dict(arm='prox', seeds=2, folds=2, mean=.5555, low=.5, high=.6, pooled=None, pooled_low=None, pooled_high=None)],
-               labels=[dict(arm='none', label='Mass', auc=.66, low=.6, high=.7), dict(arm='prox', label='Mass', auc=.11, low=.1, high=.2)],
-               frequent=[dict(arm='none', labels=2, mean=.77, low=.75, high=.79, pooled=.76, pooled_low=.7, pooled_high=.8)],
-               locked=[dict(arm=a, positives='all', labels=3, films=9, patients=5, locked=v, low=.7, high=.73, out_of_fold=.72, oof_low=.71, oof_high=.74, difference=v - .72, difference_low=-.03, difference_high=.04, change=None) for a, v in (('none', .7171), ('prox', .2222))],
-               locked_labels=[dict(arm='none', label='Mass', auc=.6161, low=.6, high=.7, n_pos=7.), dict(arm='none', label='macro', auc=.65, low=.6, high=.7, n_pos=7), dict(arm='prox', label='Mass', auc=.2323, low=.1, high=.2, n_pos=7)],
-               locked_calibration=[dict(arm='none', probabilities='scaled', ece=.0123, low=.01, high=.02, log_loss=.2, brier=.1)], calibration=[dict(label='Mass', ece=.1234)])
-
-
-def test_the_card_says_what_the_study_says(copy):
-    (copy/'results.json').write_text(json.dumps(RESULTS))
-    pd.DataFrame(dict(image=['a', 'b', 'c'], patient=['07', '7', '7'], fold=[0, -1, -1])).to_csv(copy/'folds.csv', index=False)
-    pd.DataFrame([dict(arm=a, finding='Mass', films=9, hit=h, hit_low=.1, hit_high=.9, chance=.05, mean_box=.2, iou=.3, iou_low=.2, iou_high=.4) for a, h in (('none', .4321), ('prox', .3333))]).to_csv(copy/'localisation.csv', index=False)
-    text = load(copy).card()
-    for part in ('Not a medical device', '2 models (seed 42 fold 0, seed 42 fold 1)', '80 films of 40 patients', '2 further films of 1 patients', '0.8123 (0.7000 to 0.9000)', '2 with 30 positives or more | 0.7700', '| Mass | 0.6600 (0.6000 to 0.7000) |', '| all | 3 | 9 | 5 | 0.7171 (0.7000 to 0.7300) | 0.7200 (0.7100 to 0.7400) | -0.0029 (-0.0300 to 0.0400) |', '| Mass | 7 | 0.6161 (0.6000 to 0.7000) |', '| macro | – | 0.6500', '| scaled | 0.2000 | 0.1000 | 0.0123 (0.0100 to 0.0200) |', '| Mass | 9 | 0.4321 (0.1000 to 0.9000) | 0.0500 | 0.2000 |', 'raw (no calibration.json'):
-        assert part in text, part
-    for part in ('0.5555', '0.1100', '0.2222', '0.2323', '0.3333', '0.1234', 'phantom', 'None', 'nan'): assert part not in text, part
-    oof = pd.concat([pd.read_parquet(f/'oof.parquet') for f in load(copy).folders.values()])
-    for l in LABELS: assert f'| {l} | {int(oof["y:" + l].sum())} | {oof.patient[oof["y:" + l] == 1].nunique()} |' in text
-    for f in load(copy).folders.values(): assert hashlib.sha256((f/'model.safetensors').read_bytes()).hexdigest() in text
-    assert not [b for b in text.split('\n\n') if re.search(r'\n(#|\|)', b) and not b.startswith('|')], 'headings and tables stand alone'
-    assert not [b for b in text.split('\n\n') if b.startswith('|') and re.search(r'\n[^|]', b.strip())], 'nothing hangs below a table'
-    alone = load(copy, folds=0).card()
-    assert 'An ensemble of 1 model (seed 42 fold 0)' in alone and '80 films of 40 patients' in alone and 'in 2 folds by patient' in alone, 'the data of the study, not of the fold that the model was trained without'
-    (copy/'none/seed42/fold1/done.json').unlink()
-    assert '40 films of 20 patients' in (part := load(copy).card()) and 'The study has 2 folds' in part and 'The study has' not in text
-    other = load(copy, arm='prox').card()
-    assert '0.5555' in other and '0.8123' not in other and 'label graph, ' in other
-
-
-def test_the_card_of_a_study_without_results(copy):
-    assert 'it has not been evaluated' in load(copy).card()
-    assert not [b for b in load(copy).card().split('\n\n') if re.search(r'\n(#|\|)', b) and not b.startswith('|')]
-    (copy/'results.json').write_text(json.dumps(dict(arms=[RESULTS['arms'][1]])))
-    assert 'has nothing on this arm' in load(copy).card()
-    (copy/'results.json').write_text('{"arms": [')
-    with pytest.raises(DataError, match='results.json cannot be read'): load(copy).card()
