@@ -336,7 +336,8 @@ def __call__(self:Predictor,
             progress.update(len(batch))
     names = [os.fsdecode(f) if _is_path(f) else f'array {i}' for i, f in enumerate(films)]
     file, flag, error = _about(self.labels)
-    return pd.DataFrame({file: names} | dict(zip(self.labels, p.T)) | {flag: flags, error: errors})
+    text = {name: pd.Series(values, dtype=object) for name, values in ((file, names), (flag, flags), (error, errors))} # also names that are no UTF-8
+    return pd.DataFrame({file: text[file]} | dict(zip(self.labels, p.T)) | {flag: text[flag], error: text[error]})
 
 # %% ../nbs/08_predict.ipynb #502f6c1b
 @patch
@@ -475,7 +476,8 @@ def for_spreadsheets(
     table, # table that becomes a CSV file
 ) -> pd.DataFrame: # the same; texts that begin like a formula have an apostrophe before them
     "What a spreadsheet shows and never computes"
-    texts = {c: table[c].map(_as_text) for c in table if not pd.api.types.is_numeric_dtype(table[c])}
+    of_text = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
+    texts = {c: pd.Series([_as_text(v) for v in table[c]], index=table.index, dtype=object) for c in of_text}
     return table.assign(**texts).rename(columns=_as_text)
 
 def _write_csv(path, make, exact=False):
