@@ -26,9 +26,8 @@ from jinja2 import Environment, PackageLoader
 from torch import nn
 
 import cxrlg
-
 from .core import DataError, atomic_write, few
-from .predict import Predictor, parse_seeds, run_command
+from .predict import Predictor, parse_seeds, printable, run_command
 
 # %% ../nbs/08b_export.ipynb #5619f85d
 class _Whole(nn.Module):
@@ -83,10 +82,14 @@ def _onnx_error(whole, size, path):
     return float(worst)
 
 # %% ../nbs/08b_export.ipynb #33ddab84
+def _as_markdown(text):
+    "Text that Markdown shows and does not obey: one line, no tag, no link"
+    return printable(text).replace('<', '&lt;').replace('](', ']\\(')
+
 def _cell(value):
     "A value as the card shows it: numbers with four digits"
     if value is None or value != value: return '–'
-    return f'{value:.4f}' if isinstance(value, float) else str(value).replace('|', '/')
+    return f'{value:.4f}' if isinstance(value, float) else _as_markdown(value).replace('|', '/')
 
 def _interval(row, value, low, high):
     "A value and its interval, such as 0.8123 (0.7000 to 0.9000)"
@@ -189,7 +192,9 @@ def _file_facts(predictor, file, error):
 # %% ../nbs/08b_export.ipynb #8aeba74d
 def _render(template, **facts):
     "A template of the package, filled in"
-    return Environment(loader=PackageLoader('cxrlg'), trim_blocks=True).get_template(template).render(**facts)
+    templates = Environment(loader=PackageLoader('cxrlg'), trim_blocks=True)
+    templates.filters |= dict(text=_as_markdown, repr=repr)
+    return templates.get_template(template).render(**facts)
 
 def onnx_example(
     file, # the exported file
@@ -234,8 +239,8 @@ def export(self:Predictor,
     size = 4*sum(p.numel() for p in whole.parameters())
     if size > 1.9e9:
         raise DataError(f'{len(self.models)} models make a file of {size/1e9:.1f} GB, and ONNX allows 2: choose fewer seeds or folds')
-    metadata = dict(labels=json.dumps(self.labels), size=str(self.size), mode=self.mode, study=self.path.resolve().name, arm=self.arm,
-                    probabilities=self.kind, notice='Research software. Not a medical device.')
+    metadata = dict(labels=json.dumps(self.labels), size=str(self.size), mode=self.mode, arm=printable(self.arm),
+                    study=printable(self.path.resolve().name), probabilities=self.kind, notice='Research software. Not a medical device.')
     with atomic_write(path) as f:
         _to_onnx(whole, self.size, metadata, f)
         error = _onnx_error(whole, self.size, f)

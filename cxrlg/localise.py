@@ -7,6 +7,7 @@ __all__ = ['read_boxes', 'held_out', 'localise', 'hit_table', 'localisation', 'p
            'main']
 
 # %% ../nbs/08a_localise.ipynb #9f4ae2cb
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,38 +17,60 @@ import torch.nn.functional as F
 from fastcore.script import call_parse
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from .core import DataError, atomic_write, did_you_mean, few, first_line
 from .data import read_table
 from .films import PixelCache
 from .maps import plot_map
-from .predict import Predictor, run_command
+from .predict import Predictor, film_key, for_spreadsheets, run_command
 
 # %% ../nbs/08a_localise.ipynb #387df2e8
 _NIH_NAMES = {'Infiltrate': 'Infiltration'}
 _SIDES = ['x', 'y', 'w', 'h']
+_IMAGE, _FINDING = ('image', 'image_id', 'image index'), ('finding', 'class_name', 'finding label')
 
-def _no_boxes(raw, numbers, side):
+def _no_boxes(raw, side):
     "Which rows are no boxes on a film of `side` pixels"
-    on_film = (numbers[['x', 'y']] >= 0).all(axis=1) & (numbers.x < side) & (numbers.y < side)
-    good = on_film & np.isfinite(numbers).all(axis=1) & (numbers.w > 0) & (numbers.h > 0)
+    on_film = (raw[['x', 'y']] >= 0).all(axis=1) & (raw.x < side) & (raw.y < side)
+    good = on_film & np.isfinite(raw[_SIDES]).all(axis=1) & (raw.w > 0) & (raw.h > 0)
     return np.flatnonzero(~(good & raw.image.notna() & raw.finding.notna()))
 
+def _box_columns(raw):
+    "`image finding x y w h` by the names of columns, from corners as VinDr-CXR has them, or the first six columns as NIH has them"
+    names = {c.strip().lower(): c for c in raw}
+    image, finding = [next((names[o] for o in known if o in names), None) for known in (_IMAGE, _FINDING)]
+    corners = [names.get(o) for o in ('x_min', 'y_min', 'x_max', 'y_max')]
+    if image and finding and all(corners):
+        raw = raw[raw[corners].notna().any(axis=1)] # a film without a finding has a row without a box
+        x, y, right, below = (pd.to_numeric(raw[c], errors='coerce') for c in corners)
+        return pd.DataFrame(dict(image=raw[image], finding=raw[finding], x=x, y=y, w=right - x, h=below - y))
+    columns = [image, finding, *(names.get(o) for o in _SIDES)]
+    named = raw[columns] if all(columns) else raw.iloc[:, :6]
+    return named.set_axis(['image', 'finding', *_SIDES], axis=1)
+
 def read_boxes(
-    path, # `BBox_List_2017.csv`: name of the film, finding, x, y, width and height in pixels
-    side:int=1024, # side of the films on which the boxes were drawn, pixels
-) -> pd.DataFrame: # a row a box: `image finding x y w h`, the last four in shares of the film's side
-    "Boxes of NIH ChestX-ray14"
-    try: raw = pd.read_csv(path, index_col=False).iloc[:, :6].set_axis(['image', 'finding', *_SIDES], axis=1)
+    path, # a CSV file such as NIH's `BBox_List_2017.csv`, or one's own, with named columns
+    side:int=1024, # side of the films on which the boxes were drawn, pixels; None: leave pixels
+) -> pd.DataFrame: # a row a box: `image finding x y w h`, the last four in shares of the film's side, or in pixels
+    "Boxes that were drawn on films"
+    try: given = pd.read_csv(path, index_col=False, encoding='utf-8-sig', dtype={'image': str, 'image_id': str, 'Image Index': str})
     except (OSError, ValueError) as e:
         raise DataError(f'{path} cannot be read as a list of boxes ({" ".join(str(e).split())[:120]}): give BBox_List_2017.csv') from e
-    numbers = raw[_SIDES].apply(pd.to_numeric, errors='coerce').astype(float)
-    bad = _no_boxes(raw, numbers, side)
+    n = len(given.columns)
+    if n == 1 and ';' in given.columns[0]: raise DataError(f'{path} is not separated by commas: save it as comma-separated CSV')
+    if n < 6:
+        raise DataError(f'{path} cannot be read as a list of boxes (it has {n} columns): give BBox_List_2017.csv, or image,finding,x,y,w,h')
+    raw = _box_columns(given)
+    boxes = raw.assign(**raw[_SIDES].apply(pd.to_numeric, errors='coerce').astype(float))
+    bad = _no_boxes(boxes, side or np.inf)
     if len(bad):
-        raise DataError(f'{path}: row {bad[0] + 2} is no box on a film of {side} pixels ({raw.iloc[bad[0]].tolist()}): '
+        size = f' of {side} pixels' if side else ''
+        raise DataError(f'{path}: row {raw.index[bad[0]] + 2} is no box on a film{size} ({raw.iloc[bad[0]].tolist()}): '
                         "mend or remove it, or give the films' side")
-    return raw.assign(**numbers / side, finding=raw.finding.astype(str).str.strip().replace(_NIH_NAMES))
+    boxes = boxes.assign(**boxes[_SIDES] / (side or 1), finding=boxes.finding.astype(str).str.strip().replace(_NIH_NAMES))
+    return boxes.reset_index(drop=True)
 
 # %% ../nbs/08a_localise.ipynb #65c3f7bd
 def held_out(
@@ -96,7 +119,7 @@ def _in_a_box(point, boxes, margin):
 def _iou(a, b): return float((a & b).sum() / max((a | b).sum(), 1))
 
 # %% ../nbs/08a_localise.ipynb #c7120f39
-def _stem(image): return Path(image).stem
+def _stem(image): return Path(film_key(image)).stem
 
 def _rows_of(boxes, table):
     "The row of the table that each box is on, NaN where there is none"
@@ -282,28 +305,72 @@ def overlay_sheet(
     return fig
 
 # %% ../nbs/08a_localise.ipynb #9c207ae9
+def _folder_table(predictor, dataset, root):
+    "The table of a folder: read as the study's own films are, unless another reader is named"
+    config = json.loads((next(iter(predictor.folders.values()))/'config.json').read_text(encoding='utf-8'))
+    dataset, options = dataset or config['data'], {}
+    if dataset == config['data']: options = {k: v for k, v in config.get('data_args', {}).items() if k not in ('mode', 'n_jobs')}
+    elif dataset == 'csv': options = dict(labels=predictor.labels)
+    return read_table(dataset, root, **options)
+
+def _film_size(path):
+    "Width and height of a film in pixels, as it is shown"
+    with open(path, 'rb') as f: dicom = f.read(132)[128:] == b'DICM'
+    if dicom:
+        import pydicom
+        ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=['Rows', 'Columns'])
+        return ds.Columns, ds.Rows
+    with Image.open(path) as img: turned, (w, h) = img.getexif().get(274, 1) >= 5, img.size
+    return (h, w) if turned else (w, h)
+
+def _on_square(boxes, size, mode):
+    "Boxes [k, 4] in shares of a film of a size (width, height), as shares of the square that the models see"
+    w, h = size
+    if mode != 'pad' or w == h: return boxes
+    part = np.array([w, h]) / max(w, h)
+    return np.concatenate([(1 - part)/2 + boxes[:, :2]*part, boxes[:, 2:]*part], 1)
+
+def _shares(boxes, table, root, in_pixels, mode):
+    "Boxes of listed films as shares of the square that the models see"
+    files, parts = dict(zip(table.image.map(_stem), table.image)), []
+    for name, g in boxes.groupby(boxes.image.map(_stem), sort=False):
+        if name not in files: continue
+        film, do = files[name], 'give the side of the films on which it was drawn'
+        try: size = _film_size(Path(root)/film)
+        except OSError as e: raise DataError(f'the size of {film} cannot be read ({first_line(e)}), and it has a box: {do}') from e
+        values = g[_SIDES].to_numpy() / (np.array([*size, *size]) if in_pixels else 1)
+        if (values[:, :2] >= 1).any(): raise DataError(f'a box of {film} lies outside its {size[0]} x {size[1]} pixels: {do}')
+        parts.append(g.assign(**dict(zip(_SIDES, _on_square(values, size, mode).T))))
+    return pd.concat(parts).sort_index()
+
 def _merged(path, arm, table):
     "The table with its arm, below those of other arms that the file holds"
     try: old = pd.read_csv(path, dtype={'patient': str, 'arm': str}).query('arm != @arm') if path.is_file() else pd.DataFrame()
     except (OSError, ValueError) as e: raise DataError(f'{path} cannot be read ({first_line(e)}): remove it') from e
-    return pd.concat([old, table.assign(arm=arm)[['arm', *table.columns]]], ignore_index=True)
+    return for_spreadsheets(pd.concat([old, table.assign(arm=arm)[['arm', *table.columns]]], ignore_index=True))
 
 def write_localisation(
     study_dir, # folder of the study
     root, # folder of the films
-    boxes, # from `read_boxes`, or the path of such a file
-    dataset:str='nih', # reader of the folder
+    boxes, # from `read_boxes`, in shares, or the path of such a file
+    dataset:str=None, # reader of the folder; None: `nih` for NIH's own list of boxes, else as the study's films were read
     arm:str=None, # arm to use; None: `none`, or the only one there is
     out_dir=None, # where to write; None: the study's folder
     n_boot:int=2000, # resamples of the patients
     progress:bool=True, # show a progress bar while films are decoded?
+    side:int=None, # side of the films on which the boxes were drawn; None: 1024 for NIH's own list, else the size of each film
     **options, # `tolerance` and `threshold` of `localise`
 ) -> pd.DataFrame: # the table by finding
     "Localise a study's findings, and write the table, the films and the overlays"
-    predictor, boxes = Predictor(study_dir, arm), boxes if isinstance(boxes, pd.DataFrame) else read_boxes(boxes)
-    table = read_table(dataset, root)
+    predictor, in_pixels = Predictor(study_dir, arm), False
+    if not isinstance(boxes, pd.DataFrame):
+        nih = Path(boxes).name.lower().startswith('bbox_list')
+        dataset, side = dataset or ('nih' if nih else None), side or (1024 if nih else None)
+        boxes, in_pixels = read_boxes(boxes, side), side is None
+    table = _folder_table(predictor, dataset, root)
     table = table[table.image.map(_stem).isin(set(boxes.image.map(_stem)))].reset_index(drop=True)
     if not len(table): raise DataError(f'{root} holds none of the films that have boxes: is this the right folder?')
+    if in_pixels or predictor.mode == 'pad': boxes = _shares(boxes, table, root, in_pixels, predictor.mode)
     pixels, out = PixelCache(table, root, predictor.size, predictor.mode, progress=progress), Path(out_dir or study_dir)
     found = localise(predictor, table, pixels, boxes, **options)
     summary, each = hit_table(found, n_boot), found.drop(columns='row').assign(boxes=found.boxes.map(len))
@@ -312,19 +379,21 @@ def write_localisation(
     with atomic_write(out/'localisation.png') as f: overlay_sheet(predictor, pixels, found).savefig(f, format='png')
     return summary
 
+# %% ../nbs/08a_localise.ipynb #6df55f6f
 @call_parse
 def main(
     study_dir:str, # folder of the study, such as runs/nih128
     root:str, # folder of the films
     boxes:str=None, # file of boxes; default: BBox_List_2017.csv in the folder of the films
-    dataset:str='nih', # reader of the folder
+    dataset:str=None, # reader of the folder; default: nih for NIH's own list of boxes, else as the study's films were read
     arm:str=None, # arm to use; default: none, or the only one there is
     tolerance:float=0., # widens the boxes for the pointing game, share of the film's side
     n_boot:int=2000, # resamples of the patients
+    side:int=None, # side of the films on which the boxes were drawn, pixels; default: 1024 for NIH's own list, else each film's own
 ):
     "Compare a study's class-activation maps with boxes"
     boxes = boxes or Path(root)/'BBox_List_2017.csv'
-    work = lambda: write_localisation(study_dir, root, boxes, dataset, arm, n_boot=n_boot, tolerance=tolerance)
+    work = lambda: write_localisation(study_dir, root, boxes, dataset, arm, n_boot=n_boot, side=side, tolerance=tolerance)
     table = Path(study_dir)/'localisation.csv'
     print(run_command(work, table, 'cxrlg_localise').round(3).to_string(index=False))
     print(f'{table}, localisation_films.csv, localisation.png')

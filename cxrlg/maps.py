@@ -76,6 +76,7 @@ def plot_map(
     if top > 0:
         share = np.clip(heat / top, 0, 1)
         ax.imshow(colormaps['inferno'](share) * [1, 1, 1, 0] + share[..., None] * [0, 0, 0, .6])
-    ax.set_title(title, fontsize=8)
+    title = str(title).encode('utf-8', 'backslashreplace').decode() # names of files may be no UTF-8
+    ax.set_title(title, fontsize=8, parse_math=False)
     ax.axis('off')
     return ax

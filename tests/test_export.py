@@ -14,6 +14,7 @@ from PIL import Image
 import cxrlg.export as room
 from cxrlg.core import DataError
 from cxrlg.export import main, onnx_example
+from cxrlg.films import read_film
 from small_studies import LABELS, copy, load, names_in, numbers, one_thread, predictor, study, write_fold
 
 SCALE = {'Edema': dict(temperature=.3, bias=-1.), 'Mass': dict(temperature=2., bias=.5), 'Pneumonia': dict(temperature=1., bias=0.)}
@@ -63,6 +64,47 @@ def test_the_cards_example_gives_the_numbers_of_the_command(tmp_path, mode, monk
     exec(example, {})
     shown = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     np.testing.assert_allclose(shown, numbers(predictor(['film.png']))[0], atol=6e-4)
+
+
+def example_input(example, film, folder):
+    "What the card's example feeds to the model, or its refusal"
+    film.save(folder/'film.png')
+    lines = example.split('session = ')[0] + "labels, size = [], 32\nfilm = " + example.split('\nfilm = ', 1)[1].split('p = session')[0]
+    scope = {}
+    try: exec(lines, scope)
+    except SystemExit as e: return str(e)
+    return scope['x'][0, 0]*255
+
+
+GREY = np.clip(np.random.default_rng(0).normal(120, 40, (61, 90)), 0, 255).astype(np.uint8)
+KINDS = {'grey': Image.fromarray(GREY), 'colour': Image.fromarray(np.stack([GREY]*3, -1)), 'sixteen bits': Image.fromarray(GREY.astype(np.uint16)*257),
+         'twelve of sixteen bits': Image.fromarray(GREY.astype(np.uint16)*16), 'flat, sixteen bits': Image.fromarray(np.full((20, 20), 999, np.uint16)),
+         'one bit': Image.fromarray(GREY > 100), 'palette': Image.fromarray(GREY).convert('P')}
+
+
+@pytest.mark.parametrize('mode', ['squash', 'pad'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_cards_example_sees_what_the_command_sees(tmp_path, kind, mode, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = example_input(onnx_example('m.onnx', mode), KINDS[kind], tmp_path)
+    seen = read_film('film.png', 32, mode)
+    if kind.startswith('flat'): assert np.ptp(x[x > 0]) == 0 if (x > 0).any() else np.ptp(x) == 0
+    else: np.testing.assert_allclose(x, seen, atol=1)
+
+
+def test_the_cards_example_refuses_what_it_cannot_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clear = Image.fromarray(np.dstack([GREY]*3 + [GREY]))
+    assert 'use cxrlg_predict' in example_input(onnx_example('m.onnx'), clear, tmp_path)
+
+
+def test_hostile_names_are_text_in_the_card(tmp_path):
+    labels = ['<script>alert(1)</script>', '[x](javascript:y)', 'a|b\nc']
+    write_fold(tmp_path/'<b>s\n# x'/'none/seed1/fold0', labels=labels)
+    text = load(tmp_path/'<b>s\n# x').card()
+    assert '<script>' not in text and '<b>' not in text and '](javascript' not in text and '\n# x' not in text
+    assert '| a/b c |' in text and stands_alone(text)
+    assert 'InferenceSession("m\'x.onnx")' in onnx_example("m'x.onnx")
 
 
 def test_a_file_that_differs_or_is_too_large_is_not_written(predictor, tmp_path, monkeypatch):

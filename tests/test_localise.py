@@ -14,6 +14,7 @@ import cxrlg.localise as room
 from cxrlg.core import DataError
 from cxrlg.data import NIH, read_table
 from cxrlg.localise import held_out, hit_table, localisation, localise, main, overlay_sheet, plot_boxes, read_boxes, write_localisation
+from cxrlg.films import PixelCache
 from cxrlg.model import CXRNet, save_model
 from cxrlg.predict import Predictor
 from small_studies import one_thread
@@ -108,6 +109,22 @@ def test_the_real_boxes(real):
     there = b[b.image.map(lambda f: Path(f).stem).isin(stems)]
     assert there.image.nunique() == 834
     assert all(table[f][stems[Path(i).stem]] == 1 for i, f in zip(there.image, there.finding))
+
+
+ROWS = {'by name': 'finding,w,h,x,y,image\nMass,30,40,10,20,a.png\n', 'corners': 'image_id,rad_id,class_name,x_min,y_min,x_max,y_max\na.png,R1,Mass,10,20,40,60\nb,R1,No finding,,,,\n',
+        'BOM': '\ufeffimage,finding,x,y,w,h\na.png,Mass,10,20,30,40\n'}
+
+
+@pytest.mark.parametrize('name', ROWS)
+def test_lists_of_ones_own(tmp_path, name):
+    (tmp_path/'b.csv').write_text(ROWS[name], encoding='utf-8')
+    assert read_boxes(tmp_path/'b.csv', side=None).values.tolist() == [['a.png', 'Mass', 10, 20, 30, 40]]
+    assert read_boxes(tmp_path/'b.csv', side=100)[['x', 'y', 'w', 'h']].values.tolist() == [[.1, .2, .3, .4]]
+
+
+def test_lists_with_semicolons(tmp_path):
+    (tmp_path/'b.csv').write_text(ROWS['by name'].replace(',', ';'))
+    with pytest.raises(DataError, match='is not separated by commas'): read_boxes(tmp_path/'b.csv')
 
 
 # ---- who may be asked
@@ -340,3 +357,41 @@ def test_pictures(predictor, films):
     ax = plot_boxes(pixels[0], np.eye(4), [[.25, .25, .5, .5], [0, 0, .1, .1]], (.5, .5), 'title')
     assert len(ax.patches) == 2 and ax.patches[0].get_xy() == (15.5, 15.5) and ax.patches[0].get_width() == 32 and ax.lines[0].get_xdata()[0] == 31.5 and ax.patches[0].get_linestyle() == '-'
     assert plot_boxes(pixels[0], None, [[.25, .25, .5, .5]], (.9, .9)).patches[0].get_linestyle() == '--'
+
+
+# ---- films and boxes of one's own
+
+@pytest.mark.parametrize('mode', ['squash', 'pad'])
+def test_boxes_in_pixels_of_films_of_ones_own(tmp_path, monkeypatch, mode):
+    monkeypatch.setenv('CXRLG_CACHE', str(tmp_path/'cache'))
+    study, films = write_study(tmp_path/'study', FOLDS, output_stride=8), tmp_path/'films'
+    for k in range(2):
+        config = dict(data='csv', size=64, n_splits=2, data_args=dict(labels=LABELS, mode=mode, csv='mine.csv'))
+        (study/f'none/seed1/fold{k}/config.json').write_text(json.dumps(config))
+    films.mkdir()
+    sizes = {'a.png': (120, 60), 'b.png': (50, 50), 'c.png': (40, 80)}
+    for i, (name, (w, h)) in enumerate(sizes.items()): Image.fromarray(np.random.default_rng(i).integers(0, 256, (h, w), dtype=np.uint8)).save(films/name)
+    FOLDS[:3].assign(**dict.fromkeys(LABELS, 1)).drop(columns='fold').to_csv(films/'mine.csv', index=False)
+    (tmp_path/'boxes.csv').write_text('image,finding,x,y,w,h\na.png,Mass,60,30,30,15\n./b.png ,Mass,10,20,5,10\nc,Effusion,20,40,10,20\n')
+    main(str(study), str(films), str(tmp_path/'boxes.csv'), n_boot=20)
+    found = localise_again(study, films, tmp_path/'boxes.csv', mode)
+    squash = {'a.png': [.5, .5, .25, .25], 'b.png': [.2, .4, .1, .2], 'c.png': [.5, .5, .25, .25]}
+    pad = squash | {'a.png': [.5, .5, .25, .125], 'c.png': [.5, .5, .125, .25]}
+    for r in found.itertuples(): np.testing.assert_allclose(r.boxes[0], (pad if mode == 'pad' else squash)[r.image])
+    saved = pd.read_csv(study/'localisation_films.csv')
+    np.testing.assert_allclose(saved.chance, [room._mask(b).mean() for b in found.boxes], atol=1e-6)
+
+
+def localise_again(study, films, boxes, mode):
+    "What the command compares, from its parts"
+    predictor = Predictor(study, verbose=False)
+    table = read_table('csv', films, csv='mine.csv', labels=LABELS, verbose=False)
+    boxes = room._shares(read_boxes(boxes, None), table, films, True, mode)
+    return localise(predictor, table, PixelCache(table, films, 64, mode, progress=False), boxes, verbose=False)
+
+
+def test_boxes_outside_the_films_own_size(tmp_path, films):
+    Image.new('L', (30, 20)).save(tmp_path/'a.png')
+    boxes = pd.DataFrame([('a.png', 'Mass', 31., 5., 4., 4.)], columns=['image', 'finding', 'x', 'y', 'w', 'h'])
+    with pytest.raises(DataError, match='a box of a.png lies outside its 30 x 20 pixels: give the side'):
+        room._shares(boxes, pd.DataFrame(dict(image=['a.png'])), tmp_path, True, 'squash')

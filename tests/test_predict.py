@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from cxrlg.core import DataError
 from cxrlg.films import read_film
 from cxrlg.model import CXRNet, load_model, predict_logits, save_model
 from cxrlg.phantom import make_phantom
-from cxrlg.predict import Predictor, find_films, main
+from cxrlg.predict import Predictor, film_key, find_films, for_spreadsheets, main, printable
 from cxrlg.train import train_fold
 from small_studies import LABELS, copy, expected, load, names_in, numbers, one_line, one_thread, pngs, predictor, study, write_fold
 
@@ -101,6 +102,41 @@ def test_one_film_none_and_arrays(predictor, pngs):
     assert predictor(a).file.tolist() == ['array 0']
     mixed = predictor([a.astype(float), pngs[0], np.zeros((0, 5), np.uint8), np.stack([a]*3, -1)])
     assert mixed.error.str.contains('give uint8').tolist() == [True, False, True, True] and mixed[LABELS].isna().all(axis=1).tolist() == [True, False, True, True]
+
+
+PICTURES = {'last axis of colours': (48, 40, 3), 'of colours and alpha': (48, 40, 4), 'of one channel': (48, 40, 1), 'a line': (48,), 'a number': ()}
+
+
+@pytest.mark.parametrize('name', PICTURES)
+def test_an_array_of_another_shape_is_one_film_that_is_refused(predictor, name):
+    t = predictor(np.zeros(PICTURES[name], np.uint8))
+    assert len(t) == 1 and 'give uint8 [height, width]' in t.error[0] and t[LABELS].isna().all(axis=None)
+
+
+def test_tensors_pictures_and_other_things(predictor, pngs, expected):
+    image = Image.open(pngs[0])
+    for film in (torch.from_numpy(np.array(image)), image, [image], np.array([pngs[0]]), os.fsencode(pngs[0])):
+        np.testing.assert_allclose(numbers(predictor(film)), expected[:1], atol=1e-6)
+    t = predictor([image.convert('RGB'), None, 3, np.zeros((2, 8, 8, 3), np.uint8)])
+    assert len(t) == 4 and t.error.str.contains('is not a film: give').all()
+
+
+def test_findings_called_like_columns(tmp_path, pngs):
+    names = ['error', 'file', 'Mass']
+    write_fold(tmp_path/'s/none/seed1/fold0', labels=names)
+    predictor = load(tmp_path/'s')
+    t = predictor([pngs[0], 'lost.png'])
+    assert list(t) == ['file_', 'error', 'file', 'Mass', 'flag', 'error_'] and t[names].notna().all(axis=1).tolist() == [True, False]
+    assert t.file_[1] == 'lost.png' and 'is not there' in t.error_[1] and [n for n in predictor.notes if 'error_' in n]
+    assert list(predictor.submission(pngs[:2])) == ['Image_name', *names]
+    with pytest.raises(DataError, match="'error' is called like a finding"): predictor.submission(pngs[:2], id='error')
+
+
+def test_command_on_findings_called_like_columns(tmp_path, pngs, capsys):
+    write_fold(tmp_path/'s/none/seed1/fold0', labels=['error', 'file', 'Mass'], size=64)
+    with pytest.raises(SystemExit) as e: main(str(tmp_path/'s'), [pngs[0], *bad_files(tmp_path, pngs[0])[:1]], str(tmp_path/'p.csv'), heatmaps=str(tmp_path/'maps'))
+    assert e.value.code == 1 and '1 of 2 films could not be read' in capsys.readouterr().err
+    assert len(names_in(tmp_path/'maps')) == 1 and pd.read_csv(tmp_path/'p.csv').error_.notna().tolist() == [False, True]
 
 
 def test_a_part_of_the_ensemble(copy, pngs):
@@ -300,6 +336,36 @@ def test_folders_are_searched(tmp_path, pngs):
 def study_less(folder):
     (folder/'void').mkdir()
     return folder/'void'
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, 'é.png') for form in ('NFC', 'NFD'))
+
+
+def test_spellings_of_one_film(tmp_path, pngs, monkeypatch):
+    assert film_key('./0000.png ') == film_key(b'0000.png') == film_key(Path('a/../0000.png')) == '0000.png'
+    assert film_key(COMPOSED) == film_key(DECOMPOSED) and film_key('7.png') != film_key('007.png')
+    for name in (DECOMPOSED, '0000.png'): shutil.copy(pngs[0], tmp_path/name)
+    monkeypatch.chdir(tmp_path)
+    assert find_films(COMPOSED) == [DECOMPOSED] and find_films('0000.png ') == ['0000.png'] and find_films([b'./0000.png']) == ['./0000.png']
+    shutil.copy(pngs[0], tmp_path/COMPOSED)
+    assert find_films(COMPOSED) == [COMPOSED]
+    with pytest.raises(DataError, match='there is no file'): find_films('000.png')
+
+
+def test_films_without_an_ending_are_known_by_their_content(tmp_path, pngs):
+    data = Path(pngs[0]).read_bytes()
+    for name in ('IM000001', '1.2.840.113619.7', 'a.ima', 'README', 'notes.txt', 'DICOMDIR', '.hidden', 'film.png '): (tmp_path/name).write_bytes(data)
+    (tmp_path/'README').write_text('no film')
+    (tmp_path/'dicom').write_bytes(b'\0'*128 + b'DICM')
+    assert [os.path.basename(f) for f in find_films(tmp_path)] == ['1.2.840.113619.7', 'IM000001', 'a.ima', 'dicom', 'film.png ']
+
+
+def test_folders_that_link_to_each_other(tmp_path, pngs):
+    for k in 'ab':
+        (tmp_path/k).mkdir()
+        shutil.copy(pngs[0], tmp_path/k/f'{k}.png')
+        (tmp_path/k/'other').symlink_to(tmp_path/('b' if k == 'a' else 'a'))
+    assert len(find_films(tmp_path)) == 2 and len(find_films(tmp_path/'a')) == 2
 
 
 # ---- studies that cannot be used
@@ -575,3 +641,60 @@ def test_command_writes_a_submission(study, pngs, tmp_path, capsys, monkeypatch)
     assert e.value.code == 2 and len(err) == 1 and '2 of the 3 ids' in err[0] and os.listdir() == ['sub.csv']
     main(str(study), [folder], submission='all.csv', out='p.csv')
     assert len(pd.read_csv('all.csv')) == len(pd.read_csv('p.csv')) == len(pngs)
+
+
+SPELT = {'plain': 'Image_name,Mass\n{a}.png,0\n{b}.png,0\n', 'BOM': '\ufeffImage_name,Mass\n{a},0\n{b},0\n',
+         'blanks': 'Image_name, Mass\n{a}.png ,0\n./{b}.png,0\n', 'quotes': '"Image_name","Mass"\n"{a}","0"\n"{b}","0"\n'}
+
+
+@pytest.mark.parametrize('name', SPELT)
+def test_samples_however_they_are_spelt(predictor, pngs, expected, tmp_path, name):
+    a, b = (Path(f).stem for f in pngs[:2])
+    (tmp_path/'s.csv').write_text(SPELT[name].format(a=a, b=b), encoding='utf-8')
+    t = predictor.submission(pngs, tmp_path/'s.csv')
+    np.testing.assert_allclose(t.iloc[:, 1], expected[:2, 1], atol=1e-6)
+    header = SPELT[name].lstrip('\ufeff').splitlines()[0].replace('"', '')
+    assert ','.join(t.columns) == header
+
+
+UNREADABLE = {'semicolons': ('Image_name;Mass\n1.png;0\n', 'is not separated by commas'), 'tabs': ('Image_name\tMass\n1.png\t0\n', 'is not separated by commas'),
+              'row numbers': (',Image_name,Mass\n0,1.png,0\n', 'column 1 has no name, .* save it without them'),
+              'row numbers at the end': ('Image_name,Mass,\n1.png,0,0\n', 'column 3 has no name'),
+              'a longer row': ('Image_name,Mass\n1.png,0,0\n', 'cannot be read as CSV'),
+              'no id': ('Mass,Edema\n0,0\n', "'Mass' is called like a finding"), 'one film twice': ('Image_name,Mass\n1.png,0\n./1.png ,0\n', 'more than once')}
+
+
+@pytest.mark.parametrize('name', UNREADABLE)
+def test_samples_that_are_no_tables_of_ids(predictor, pngs, tmp_path, name):
+    text, say = UNREADABLE[name]
+    (tmp_path/'s.csv').write_text(text)
+    with pytest.raises(DataError, match=say) as e: predictor.submission(pngs, tmp_path/'s.csv')
+    assert one_line(e)
+
+
+def test_a_submission_has_each_film_once(predictor, pngs, tmp_path, monkeypatch):
+    shutil.copy(pngs[0], tmp_path/DECOMPOSED)
+    (tmp_path/'s.csv').write_text(f'id,Mass\n{COMPOSED},0\n', encoding='utf-8')
+    monkeypatch.chdir(tmp_path)
+    assert len(predictor.submission([DECOMPOSED, f'./{DECOMPOSED}', tmp_path/DECOMPOSED])) == 1
+    assert predictor.submission([DECOMPOSED, f'./{DECOMPOSED}'], 's.csv').id.tolist() == [COMPOSED]
+
+
+# ---- hostile names
+
+def test_names_that_are_no_utf8_formulas_and_mathematics(study, pngs, tmp_path, monkeypatch, capsys):
+    names = [b'caf\xe9.png', b'=1+1.png', b'$\\frac$.png', b'a\nb\x1b[2J.png', '日'.encode()*60 + b'.png', b'..png']
+    (tmp_path/'films').mkdir()
+    monkeypatch.chdir(tmp_path/'films')
+    for n in names: shutil.copy(pngs[0], n)
+    main(str(study), [os.fsdecode(n) for n in names], out='../p.csv', heatmaps='../maps')
+    t = pd.read_csv('../p.csv')
+    assert t.error.isna().all() and t.file[0] == 'caf\\udce9.png' and t.file[1] == './=1+1.png'
+    assert len(names_in('../maps')) == len(names) and len(os.listdir()) == len(names)
+    assert '\x1b' not in capsys.readouterr().out
+
+
+def test_what_becomes_text():
+    assert printable('a\nb \x1b[31m\udce9é') == 'a b \\x1b[31m\\udce9é'
+    t = for_spreadsheets(pd.DataFrame({'=x': ['-1+1', 'a', '@b'], 'y': [-1., 2, np.nan]}))
+    assert list(t) == ["'=x", 'y'] and t["'=x"].tolist() == ["'-1+1", 'a', "'@b"] and t.y.dtype == float
