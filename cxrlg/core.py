@@ -26,6 +26,9 @@ from safetensors import SafetensorError
 
 import cxrlg
 
+# %% ../nbs/00_core.ipynb #c0de0002
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 # %% ../nbs/00_core.ipynb #a6dce78d
 class DataError(ValueError):
     "Input that cannot be used as it is; the message names the file or the value and says what to do"
