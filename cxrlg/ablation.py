@@ -35,17 +35,21 @@ def _mapping(value, what, path):
 def _names(d, path):
     "Refuse a file without a set, and names that are not text or are taken"
     if not d['sets']: raise DataError(f'{path} has no set: name at least one')
-    if odd := [n for n in [*d['sets'], *d['variants']] if not isinstance(n, str)]: raise DataError(f'{path}: the name {odd[0]!r} is not text: put it in quotes')
-    if taken := {'full', 'no_flip'} & set(d['variants']): raise DataError(f'{path}: {min(taken)} is the name of a row that every table has: choose another')
+    if odd := [n for n in [*d['sets'], *d['variants']] if not isinstance(n, str)]:
+        raise DataError(f'{path}: the name {odd[0]!r} is not text: put it in quotes')
+    if taken := {'full', 'no_flip'} & set(d['variants']):
+        raise DataError(f'{path}: {min(taken)} is the name of a row that every table has: choose another')
 
 def _comparable(variants, name, path):
     "Refuse, before anything is trained, a variant that could not be compared with `full`"
     first = expand(variants['full'])
     for v, jobs in ((v, expand(c)) for v, c in variants.items()):
-        if len({j.arm for j in jobs}) > 1: raise DataError(f'{path}: {name}, {v}: a variant has one arm, not {", ".join(dict.fromkeys(j.arm for j in jobs))}')
+        if len({j.arm for j in jobs}) > 1:
+            raise DataError(f'{path}: {name}, {v}: a variant has one arm, not {", ".join(dict.fromkeys(j.arm for j in jobs))}')
         if {j.seed for j in jobs} != {j.seed for j in first}: raise DataError(f'{path}: {name}, {v}: a variant has the seeds of full')
         for k in ('data', 'uncertain', 'locked', 'official', 'out_dir'):
-            if getattr(jobs[0], k) != getattr(first[0], k): raise DataError(f'{path}: {name}, {v}: {k} changes the films, the targets or their place: give it to the set')
+            if getattr(jobs[0], k) != getattr(first[0], k):
+                raise DataError(f'{path}: {name}, {v}: {k} changes the films, the targets or their place: give it to the set')
 
 def _configuration(base, given, name, path):
     "Configuration of one variant, checked as a study's is"
@@ -64,16 +68,22 @@ def read_ablation(
     if not path.is_file(): raise DataError(f'there is no ablation {path}')
     try: d = _mapping(yaml.safe_load(path.read_text(encoding='utf-8')), 'the file', path)
     except (UnicodeDecodeError, yaml.YAMLError) as e: raise DataError(f'{path} is not valid YAML: {" ".join(str(e).split())}') from e
-    if extra := set(d) ^ {'sets', 'variants'}: raise DataError(f'{path}: an ablation has the two entries sets and variants; {sorted(map(str, extra))[0]} is missing or unknown')
+    if extra := set(d) ^ {'sets', 'variants'}:
+        raise DataError(f'{path}: an ablation has the two entries sets and variants; {sorted(map(str, extra))[0]} is missing or unknown')
     known, variants = _mapping(d['sets'], 'sets', path), {'full': {}} | _mapping(d['variants'], 'variants', path)
     _names(d, path)
     if unknown := set(sets or []) - set(known): raise DataError(f'{path} has no set {sorted(unknown)[0]!r}: it has {", ".join(known)}')
     configs = {}
     for name in sets or known:
         base = _mapping(known[name], name, path)
-        if set(base) - {'parameters'} != {'base'} or not isinstance(base['base'], str): raise DataError(f'{path}: {name} is to have base and, if need be, parameters, not {", ".join(map(str, base)) or "nothing"}')
+        if set(base) - {'parameters'} != {'base'} or not isinstance(base['base'], str):
+            raise DataError(f'{path}: {name} is to have base and, if need be, parameters, '
+                            f'not {", ".join(map(str, base)) or "nothing"}')
         given = _mapping(base.get('parameters', {}), f'{name}.parameters', path) | overrides
-        configs[name] = {v: _configuration(path.parent/base['base'], given | _mapping(change, v, path) | dict(study=f'{name}_{v}'), f'{name}, {v}', path) for v, change in variants.items()}
+        configs[name] = {}
+        for v, change in variants.items():
+            parameters = given | _mapping(change, v, path) | dict(study=f'{name}_{v}')
+            configs[name][v] = _configuration(path.parent/base['base'], parameters, f'{name}, {v}', path)
         _comparable(configs[name], name, path)
     return configs
 
@@ -106,10 +116,12 @@ def _out_of_fold(path, full=None):
     if len(study.arms) != 1: raise DataError(f'{path} has the arms {", ".join(study.arms)}: a variant has one')
     arm, = study.arms
     grid = study.grid(arm)
-    if len(grid[1]) < study.config.get('n_splits', 0) or len(grid[0])*len(grid[1]) < len(study.cells): raise DataError(f'{path} is not finished ({study.notes[0]}): run cxrlg_ablation again')
+    if len(grid[1]) < study.config.get('n_splits', 0) or len(grid[0])*len(grid[1]) < len(study.cells):
+        raise DataError(f'{path} is not finished ({study.notes[0]}): run cxrlg_ablation again')
     films, logits = oof_logits(study, arm, grid)[0], lambda kind: oof_logits(study, arm, grid, kind)[1]
     same = ['row', 'image', 'patient', *(f'y:{l}' for l in study.labels)]
-    if full and (list(films[same]) != list(full['films']) or not films[same].equals(full['films'])): raise DataError(f'{path} was trained on other films or targets than {full["path"]}: they cannot be compared')
+    if full and (list(films[same]) != list(full['films']) or not films[same].equals(full['films'])):
+        raise DataError(f'{path} was trained on other films or targets than {full["path"]}: they cannot be compared')
     if full and grid[0] != full['seeds']: raise DataError(f'{path} has the seeds {grid[0]} and {full["path"]} {full["seeds"]}: finish both')
     return dict(path=path, films=films[same], folds=films.fold.to_numpy(), seeds=grid[0], labels=study.labels, logits=logits)
 
@@ -122,7 +134,8 @@ def ablation_outputs(
     full = _out_of_fold(Path(folder)/f'{name}_full')
     others = {v: _out_of_fold(Path(folder)/f'{name}_{v}', full) for v in variants}
     arms = {v: o['logits']('tta') for v, o in others.items()} | dict(no_flip=full['logits']('plain'))
-    out = Outputs(full['films'][[f'y:{l}' for l in full['labels']]], full['logits']('tta'), full['films'].patient, full['folds'], full['labels'], arms)
+    targets = full['films'][[f'y:{l}' for l in full['labels']]]
+    out = Outputs(targets, full['logits']('tta'), full['films'].patient, full['folds'], full['labels'], arms)
     return out, {v: o['folds'] for v, o in others.items() if (o['folds'] != full['folds']).any()}
 
 # %% ../nbs/07a_ablation.ipynb #a2ffba20
@@ -139,18 +152,22 @@ def ablation_table(
     margin:float=0.005, # equivalence margin of the macro AUC
     n_boot:int=2000, # bootstrap replicates
     seed:int=0, # random seed of the bootstrap
-) -> pd.DataFrame: # a row a variant: `auc`, `change`, `low`, `high` (95 %, given the models); with several seeds `seed_sd` and `se` of the change (patients and training), and from `se` `p`, `p_holm`, `verdict`
+) -> pd.DataFrame: # a row a variant: `auc`, `change`, `low`, `high`; with several seeds `seed_sd`, `se`, `p`, `p_holm`, `verdict`
     "What each variant changes in the macro AUC, paired with `full` over patients"
     use = [j for j, y in enumerate(out.targets.T) if min((y == 1).sum(), (y == 0).sum()) >= min_pos]
     if not use: raise DataError(f'no finding has {min_pos} positives and negatives: lower min_pos')
     y, names = out.targets[:, use], [out.labels[j] for j in use]
     p = {v: expit(z[..., use]) for v, z in {'full': out.logits, **out.arms}.items()}
     S = len(out.logits)
-    if unknown := set(folds or {}) - set(out.arms): raise DataError(f'folds are given for {min(unknown)}, which is no variant: {", ".join(out.arms)}')
-    def pair(v, s=slice(None), n=n_boot): return paired_bootstrap(y, p['full'][s], p[v][s], out.patients, out.folds, names, n, seed=seed, folds_b=(folds or {}).get(v)).loc['macro']
+    if unknown := set(folds or {}) - set(out.arms):
+        raise DataError(f'folds are given for {min(unknown)}, which is no variant: {", ".join(out.arms)}')
+    def pair(v, s=slice(None), n=n_boot):
+        how = dict(seed=seed, folds_b=(folds or {}).get(v))
+        return paired_bootstrap(y, p['full'][s], p[v][s], out.patients, out.folds, names, n, **how).loc['macro']
     def row(v):
         t, each = pair(v), [pair(v, s=slice(s, s + 1), n=0).change for s in range(S)]
-        se = paired_error(y, p['full'], p[v], out.patients, out.folds, names, n_boot, seed, folds_b=(folds or {}).get(v)).se() if S > 1 else np.nan
+        error = (y, p['full'], p[v], out.patients, out.folds, names, n_boot, seed)
+        se = paired_error(*error, folds_b=(folds or {}).get(v)).se() if S > 1 else np.nan
         return dict(variant=v, auc=t.b, change=t.change, low=t.low, high=t.high, seed_sd=np.std(each, ddof=1) if S > 1 else np.nan, se=se,
                     p=2*norm.sf(abs(t.change)/se) if se > 0 else np.nan, verdict=_verdict(t.change, se, margin))
     table = pd.DataFrame([dict(variant='full', auc=pair('full', n=0).b), *map(row, out.arms)])
@@ -163,7 +180,8 @@ def plot_ablation(
     titles:dict=None, # name of the set -> title; None: the name
 ): # a Figure
     "The change of each variant with its 95 % interval, a panel a set"
-    fig, axs = plt.subplots(1, len(tables), figsize=(4.6*len(tables) + 1, 1.2 + .3*max(map(len, tables.values()))), sharey=len(tables) > 1, squeeze=False, layout='constrained')
+    n, rows = len(tables), max(map(len, tables.values()))
+    fig, axs = plt.subplots(1, n, figsize=(4.6*n + 1, 1.2 + .3*rows), sharey=n > 1, squeeze=False, layout='constrained')
     for ax, (name, t) in zip(axs[0], tables.items()):
         t = t.drop(index='full').iloc[::-1]
         ax.errorbar(t.change, t.index, xerr=np.abs([t.change - t.low, t.high - t.change]), fmt='o', ms=4, lw=1)
@@ -184,5 +202,7 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try: out = run_ablation(config, sets, out_dir, n_jobs, **({} if data_dir is None else dict(data_dir=data_dir)))
     except (DataError, StudyError) as e: print(f'cxrlg_ablation: {e}', file=sys.stderr); sys.exit(1 if isinstance(e, StudyError) else 2)
-    except KeyboardInterrupt: print('cxrlg_ablation: stopped; the same command goes on from the last finished epoch of each fold', file=sys.stderr); sys.exit(130)
+    except KeyboardInterrupt:
+        print('cxrlg_ablation: stopped; the same command goes on from the last finished epoch of each fold', file=sys.stderr)
+        sys.exit(130)
     print(f'all variants are trained, in {out}; nbs/20_components.ipynb compares them')

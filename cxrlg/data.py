@@ -54,13 +54,18 @@ _filters = threading.Lock()
 _CSV_ERRORS = (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError, pd.errors.ParserWarning, OSError, EOFError,
                zipfile.BadZipFile, zlib.error)
 
+def _above(path):
+    "Advice where the file lies one folder above the one it was looked for in"
+    above = path.parent.parent / path.name
+    return f'; there is one in {above.parent}: give its full path, csv: {above}' if above.is_file() else ''
+
 def _read_csv(path, needed=(), text=(), **kwargs):
     "A CSV file as a DataFrame, or one line that says why not"
     try:
         with _filters, warnings.catch_warnings(): # filters belong to the process, not to a thread
             warnings.simplefilter('error', pd.errors.ParserWarning)
             df = pd.read_csv(path, dtype={c: str for c in text}, encoding='utf-8-sig', low_memory=False, index_col=False, **kwargs)
-    except FileNotFoundError: raise DataError(f'there is no file {path}') from None
+    except FileNotFoundError: raise DataError(f'there is no file {path}{_above(path)}') from None
     except _CSV_ERRORS as e: raise DataError(f'{path} {_csv_problem(e)}') from None
     _need(df, needed, path)
     if not len(df): raise DataError(f'{path} has a header and no rows')
@@ -104,10 +109,13 @@ def _match_files(images, root, folders):
     return _stem(images).map(dict(zip(stems, files)))
 
 def _elsewhere(name, root):
-    "Where a film of that name lies under the root after all, with another folder or suffix"
+    "Where a film of that name lies under the root after all, and what to do about it"
     there = pd.Series(walk_files(root, FILM_SUFFIXES), dtype=str)
     same = there[_stem(there) == _stem(pd.Series([name]))[0]]
-    return f'; under another folder or suffix there is {same.iloc[0]}' if len(same) else ''
+    if not len(same): return ': is this the right folder?'
+    found = root / same.iloc[0]
+    return (f': under another folder or suffix there is {same.iloc[0]}; list it so, '
+            f'or give {found.parent} as the folder of the films, and the list by its full path')
 
 def _locate(table, root, folders=None):
     "Replace listed names by the files there are (matched by stem when `folders` is given), and drop the rows without a file"
@@ -116,7 +124,7 @@ def _locate(table, root, folders=None):
     there, first = found.notna(), table.image.iloc[0]
     if not there.any():
         raise DataError(f'none of the {len(table):,} films listed is under {root} '
-                        f'(the first is {first}{_elsewhere(first, root)}): is this the right folder?')
+                        f'(the first is {first}){_elsewhere(first, root)}')
     return table.assign(image=found)[there].reset_index(drop=True), int((~there).sum())
 
 # %% ../nbs/00_data.ipynb #503be1c9

@@ -35,7 +35,8 @@ def _weights_file(weights):
     "The file of `weights`: a path, or `package:NAME/PATH` for a file inside an installed Python package"
     if not str(weights).startswith('package:'): return Path(weights)
     name, _, inside = weights.removeprefix('package:').partition('/')
-    if not find_spec(name): raise DataError(f'weights: {weights!r} needs the package {name}, which is not installed: pip install {name.replace("_", "-")}')
+    if not find_spec(name):
+        raise DataError(f'weights: {weights!r} needs the package {name}, which is not installed: pip install {name.replace("_", "-")}')
     return Path(find_spec(name).origin).parent/inside
 
 def _read_weights(weights):
@@ -45,7 +46,8 @@ def _read_weights(weights):
     try: state = load_file(file) if file.suffix == '.safetensors' else torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise DataError(f'weights: {file} cannot be read as weights ({type(e).__name__})') from e
     state = next((state[k] for k in ('state_dict', 'model') if isinstance(state, dict) and k in state), state)
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()): raise DataError(f'weights: {file} holds no named tensors: save a state_dict')
+    named = isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())
+    if not named: raise DataError(f'weights: {file} holds no named tensors: save a state_dict')
     return state
 
 # %% ../nbs/02_model.ipynb #ed494978
@@ -60,7 +62,8 @@ def _named_like(state, model):
     if set(own) & set(state):
         ends = tuple(f'{name}.' for part in ('classifier', 'first_conv') for name in _names(model.pretrained_cfg.get(part)))
         if lack := [k for k, v in own.items() if not k.startswith(ends) and (k not in state or state[k].shape != v.shape)]:
-            raise DataError(f'weights: {len(lack)} of the {len(own)} tensors of {type(model).__name__} are not in the file, or of another shape (first: {lack[0]}): is it another backbone?')
+            raise DataError(f'weights: {len(lack)} of the {len(own)} tensors of {type(model).__name__} are not in the file, '
+                            f'or of another shape (first: {lack[0]}): is it another backbone?')
         return state
     if [tuple(v.shape) for v in own.values()] == [tuple(v.shape) for v in state.values()]: return dict(zip(own, state.values()))
     raise DataError(f'weights: none of the {len(state)} tensors has a name of {type(model).__name__}, nor do the shapes agree in order')
@@ -101,9 +104,11 @@ class CXRNet(nn.Module):
     ):
         super().__init__()
         if not labels: raise DataError('labels: a CXRNet needs the names of its findings')
-        if graph is not None and graph.A.shape[0] != len(labels): raise DataError(f'the graph has {graph.A.shape[0]} labels, the model {len(labels)}')
+        if graph is not None and graph.A.shape[0] != len(labels):
+            raise DataError(f'the graph has {graph.A.shape[0]} labels, the model {len(labels)}')
         if in_chans not in (1, 3): raise DataError(f'in_chans={in_chans}: films have 1 channel; 3 repeats it')
-        self.arch, self.labels, self.in_chans, self.drop_rate, self.arch_args = arch, list(labels), in_chans, drop_rate, dict(arch_args or {})
+        self.arch, self.arch_args, self.labels = arch, dict(arch_args or {}), list(labels)
+        self.in_chans, self.drop_rate = in_chans, drop_rate
         self.backbone = _backbone(arch, len(labels), in_chans, pretrained, weights, drop_rate, self.arch_args)
         self.graph, self.amp = graph, None
         cfg = self.backbone.pretrained_cfg
@@ -116,7 +121,8 @@ class CXRNet(nn.Module):
         "The backbone alone, under autocast to `self.amp` when that is a half-precision type"
         x = (x - self.mean) / self.std
         if self.in_chans == 3: x = x.expand(-1, 3, -1, -1)
-        with torch.autocast(x.device.type, self.amp or torch.bfloat16, enabled=half and self.amp is not None): return self.backbone(x).float()
+        half = half and self.amp is not None
+        with torch.autocast(x.device.type, self.amp or torch.bfloat16, enabled=half): return self.backbone(x).float()
 
     def both(self,
         x:torch.Tensor, # [b, 1, h, w] films, float in [0, 1]
@@ -134,8 +140,12 @@ class CXRNet(nn.Module):
 def _describe(model):
     "What is needed to build `model` again, as plain JSON"
     g = model.graph
-    graph = None if g is None else dict(alpha=g.alpha, message=g.message, symmetric=g.symmetric, prevalence=None if g.prevalence is None else g.prevalence.tolist())
-    return dict(arch=model.arch, labels=model.labels, in_chans=model.in_chans, drop_rate=model.drop_rate, arch_args=model.arch_args, graph=graph)
+    graph = None
+    if g is not None:
+        prevalence = None if g.prevalence is None else g.prevalence.tolist()
+        graph = dict(alpha=g.alpha, message=g.message, symmetric=g.symmetric, prevalence=prevalence)
+    of = dict(arch=model.arch, labels=model.labels, in_chans=model.in_chans)
+    return of | dict(drop_rate=model.drop_rate, arch_args=model.arch_args, graph=graph)
 
 # %% ../nbs/02_model.ipynb #b916497b
 def save_model(

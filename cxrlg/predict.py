@@ -336,7 +336,8 @@ def __call__(self:Predictor,
             progress.update(len(batch))
     names = [os.fsdecode(f) if _is_path(f) else f'array {i}' for i, f in enumerate(films)]
     file, flag, error = _about(self.labels)
-    text = {name: pd.Series(values, dtype=object) for name, values in ((file, names), (flag, flags), (error, errors))} # also names that are no UTF-8
+    columns = {file: names, flag: flags, error: errors}
+    text = {name: pd.Series(values, dtype=object) for name, values in columns.items()} # also names that are no UTF-8
     return pd.DataFrame({file: text[file]} | dict(zip(self.labels, p.T)) | {flag: text[flag], error: text[error]})
 
 # %% ../nbs/08_predict.ipynb #502f6c1b

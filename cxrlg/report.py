@@ -193,7 +193,8 @@ FIGURES = { # name: function, caption, text for those who cannot see it
     'reliability': (_draw_reliability, 'Reliability of arm {best}: observed share against mean probability, as predicted and after scaling '
                     'fitted on the other folds{note}.', 'Small panels, one a label, of dots around the diagonal of perfect calibration.'),
     'changes': (_draw_changes, 'Paired change of AUC against arm none, with 95 % patient-bootstrap intervals, '
-                'before any adjustment for the number of labels{note}.', 'Dots with horizontal intervals around a line at zero, a row a label.'),
+                'before any adjustment for the number of labels{note}.',
+                'Dots with horizontal intervals around a line at zero, a row a label.'),
     'locked': (_draw_locked, 'Macro AUC out-of-fold (single models, mean over folds) and on the locked patients '
                "(ensemble of the folds' models), "
                'with 95 % patient-bootstrap intervals{note}.', 'Two dots with horizontal intervals for each arm and set of labels.'),

@@ -228,7 +228,11 @@ def read_file(
         redo = redo or f'remove {path.parent} and train this fold again'
         raise DataError(f'{path} cannot be read ({" ".join(str(e).split())[:120]}): {redo}') from e
 
-def json_of(path): return json.loads(path.read_text())
+def json_of(
+    path:Path, # a JSON file
+): # its content; ValueError where it is no JSON
+    "The content of a JSON file"
+    return json.loads(path.read_text())
 
 # %% ../nbs/06d_results.ipynb #857087aa
 def _predictions(

@@ -173,7 +173,8 @@ def _gpus():
     n, named = torch.cuda.device_count(), os.environ.get('CUDA_VISIBLE_DEVICES')
     if n and not torch.cuda.is_available():
         raise DataError(f'this machine has {n} GPU{"s"*(n > 1)} that PyTorch {torch.__version__} cannot use '
-                        '(see python -c "import torch; torch.cuda.init()"): update the driver, or set CUDA_VISIBLE_DEVICES= to train on the CPU')
+                        '(see python -c "import torch; torch.cuda.init()"): update the driver, '
+                        'or set CUDA_VISIBLE_DEVICES= to train on the CPU')
     return [name.strip() for name in named.split(',')][:n] if named else [str(i) for i in range(n)]
 
 def _workers(threads, n_jobs, device=''):

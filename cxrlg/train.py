@@ -94,9 +94,9 @@ class TrainConfig:
     # data
     data:Annotated[str, _text, "a reader's name: phantom, nih, chexpert, slam, csv, ..."] = 'phantom'
     data_dir:Annotated[str, _text, "the folder of the films; `~` and a path relative to the repository's root are understood"] = ''
-    data_args:Annotated[dict, _mapping, 'arguments of the reader, the pixel cache or make_phantom (n_patients: 200)'] = field(default_factory=dict)
+    data_args:Annotated[dict, _mapping, 'arguments of the reader, the cache or make_phantom (200 patients)'] = field(default_factory=dict)
     size:Annotated[int, _whole(16), 'films are size x size pixels'] = 64
-    uncertain:Annotated[str|dict, _policy, 'what an uncertain label becomes: ignore (unknown), zeros, ones, or a mapping by finding'] = 'ignore'
+    uncertain:Annotated[str|dict, _policy, 'an uncertain label becomes: ignore (unknown), zeros, ones, or a mapping by finding'] = 'ignore'
     group:Annotated[str, _one_of('patient', 'image'), 'folds by patient, or by image as the paper does'] = 'patient'
     n_splits:Annotated[int, _whole(2), 'number of folds'] = 5
     fold:Annotated[int, _whole(0), 'the fold that is held out, from 0'] = 0
@@ -498,7 +498,8 @@ def oof_frame(
 ) -> pd.DataFrame: # row, image, patient, fold, what is known of the patient, then y, z, r, zf and rf of each finding
     "What a model says of films it was not trained on, beside their labels"
     patient = table.patient if 'patient' in table else table.image
-    frame = dict(row=rows, image=table.image.iloc[rows].to_numpy(), patient=patient.iloc[rows].astype(str).to_numpy(), fold=np.full(len(rows), fold))
+    frame = dict(row=rows, image=table.image.iloc[rows].to_numpy(), patient=patient.iloc[rows].astype(str).to_numpy())
+    frame['fold'] = np.full(len(rows), fold)
     frame |= {c: table[c].iloc[rows].to_numpy() for c in ('view', 'sex', 'age') if c in table}
     y = table[labels].to_numpy(np.float32)[rows]
     for name, values in (('y', y), *logits.items()): frame |= {f'{name}:{label}': values[:, j] for j, label in enumerate(labels)}

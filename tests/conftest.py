@@ -3,15 +3,19 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fastai.torch_core import defaults
 
+from cxrlg.corrections import Outputs
+from cxrlg.eval import simulate
+
 ROOT = Path(__file__).resolve().parents[1]
 
 MARKS = dict(slow='takes more than a few seconds', dask='needs Dask', films='needs the real films', gpu='needs a CUDA GPU')
-SLOW = {'test_ablation', 'test_coverage', 'test_engines', 'test_export', 'test_gpu', 'test_house', 'test_kill', 'test_localise', 'test_predict', 'test_results', 'test_study',
-        'test_tables', 'test_train', 'test_controls', 'test_couplings', 'test_report'}
+SLOW = {'test_ablation', 'test_controls', 'test_couplings', 'test_coverage', 'test_engines', 'test_export', 'test_gpu', 'test_house',
+        'test_kill', 'test_localise', 'test_predict', 'test_report', 'test_results', 'test_study', 'test_tables', 'test_train'}
 
 
 def pytest_configure(config):
@@ -50,3 +54,11 @@ def films():
     folder = Path(os.environ.get('CXRLG_DATA', ROOT.parent / 'shared' / 'data'))
     if not (folder / 'nih128').is_dir(): pytest.skip(f'no real films in {folder}: set CXRLG_DATA')
     return folder
+
+
+@pytest.fixture(scope='module')
+def four_findings():
+    "Simulated out-of-fold logits of four findings, two seeds and two views"
+    y, z, patients = simulate(500, [.3, .2, .1, .25], [1.5, 1.2, 1.8, 1.], seed=5)
+    two = np.stack([z, z + .3*np.random.default_rng(0).normal(size=z.shape)])
+    return Outputs(y, two, patients, patients % 3, list('ABCD'), context=np.where(patients % 2, 'AP', 'PA'))

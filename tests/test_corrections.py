@@ -12,10 +12,7 @@ from cxrlg.graph import planted_logits
 
 
 @pytest.fixture(scope='module')
-def out():
-    y, z, patients = simulate(500, [.3, .2, .1, .25], [1.5, 1.2, 1.8, 1.], seed=5)
-    two = np.stack([z, z + .3*np.random.default_rng(0).normal(size=z.shape)])
-    return Outputs(y, two, patients, patients % 3, list('ABCD'), context=np.where(patients % 2, 'AP', 'PA'))
+def out(four_findings): return four_findings
 
 
 def test_scale_changes_no_auc_and_stays_in_its_fold(out):

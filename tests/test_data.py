@@ -288,3 +288,16 @@ def test_nih256_by_stem_and_no_fatal_problem(films, tmp_path):
     t = t.iloc[:300].reset_index(drop=True)
     px = PixelCache(t, films / 'nih256', 64, cache_dir=tmp_path, progress=False)
     assert px[:].std() > 30 and not (audit(t, films / 'nih256', read=read_film, verbose=False, progress=False).severity == 'fatal').any()
+
+
+def test_a_list_beside_the_films_folder_is_told_how_to_be_given(tmp_path):
+    "The commonest layout: a list, and the films in a folder beside it"
+    films = tmp_path / 'images'
+    films.mkdir()
+    Image.new('L', (8, 8)).save(films / 'f0.png')
+    (tmp_path / 'labels.csv').write_text('file,patient,Edema\nf0.png,1,0\n')
+    how = dict(image='file', patient='patient', labels=['Edema'])
+    with pytest.raises(DataError, match=r'images/f0.png; list it so, or give .*/images as the folder of the films, and the list by its full path'):
+        read_table('csv', tmp_path, **how)
+    with pytest.raises(DataError, match=r'there is one in .*: give its full path, csv: .*/labels.csv'): read_table('csv', films, **how)
+    assert list(read_table('csv', films, csv=str(tmp_path / 'labels.csv'), **how).image) == ['f0.png']
