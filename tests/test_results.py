@@ -1,5 +1,8 @@
 "The README's figures are those of the committed out-of-fold logits."
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +19,13 @@ README = (ROOT/'README.md').read_text()
 def mean_fold_auc(out, z, labels):
     "Mean over seeds and folds of the fold's macro AUC"
     cols = [out.labels.index(l) for l in labels]
-    return np.mean([macro_auc(out.targets[out.folds == k][:, cols], s[out.folds == k][:, cols]).macro for s in z for k in np.unique(out.folds)])
+    return np.mean(
+        [
+            macro_auc(out.targets[out.folds == k][:, cols], s[out.folds == k][:, cols]).macro
+            for s in z
+            for k in np.unique(out.folds)
+        ]
+    )
 
 
 def row(start, arm):
@@ -86,3 +95,10 @@ def test_kept_studies_are_those_of_the_committed_configurations(name):
     assert set(jobs) == set(kept)
     first = next(iter(kept))
     assert jobs[first].hash == kept[first]['config']['hashes']['config']
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+    code = re.search(r'## In Python\n.*?```python\n(.*?)```', README, flags=re.S).group(1)
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | {'CXRLG_RUNS': str(tmp_path)})
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert 'macro' in run.stdout
