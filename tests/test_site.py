@@ -1,10 +1,12 @@
 "The repository's face: workflows, forms and texts for those who join, and the site's pages as far as their sources show it."
 import ast
 import configparser
+import functools
 import os
 import pickle
 import re
 
+import nbformat
 import pytest
 import yaml
 
@@ -176,3 +178,124 @@ def test_citation_and_changelog_agree():
     cff = yaml.safe_load((ROOT/'CITATION.cff').read_text())
     assert f'## [{cff["version"]}] - {cff["date-released"]}' in (ROOT/'CHANGELOG.md').read_text()
     assert cff['version'] == settings()['version']
+
+
+# ---- pages, as far as their sources show them
+
+NBS = ROOT/'nbs'
+NOTEBOOKS = sorted(NBS.glob('*.ipynb'))
+PAGES = [*NOTEBOOKS, *sorted(NBS.glob('*.qmd'))]
+LINK = re.compile(r'(?<!\!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)')
+CODE = re.compile(r'^(`{3,}|~{3,}).*?^\1|`[^`\n]+`', flags=re.M | re.S)
+
+
+def cells(path, kind='markdown'): return [c for c in nbformat.read(path, 4).cells if c.cell_type == kind]
+
+
+@functools.cache
+def prose(path):
+    "Markdown of a page without its front matter"
+    if path.suffix == '.ipynb': return '\n\n'.join(c.source for c in cells(path))
+    return re.sub(r'\A---\n.*?\n---\n', '', path.read_text(), flags=re.S).replace('{{< include ../README.md >}}', (ROOT/'README.md').read_text())
+
+
+@functools.cache
+def front(path):
+    "Title and description of a page"
+    if path.suffix == '.ipynb': return dict(zip(('title', 'description'), re.match(r'# (.+)\n\n> (.+)', cells(path)[0].source).groups()))
+    return yaml.safe_load(re.match(r'---\n(.*?)\n---\n', path.read_text(), flags=re.S)[1])
+
+
+def headings(text): return re.findall(r'^#{1,6} +(.+?)\s*$', CODE.sub(lambda m: '' if m[1] else m[0], text), flags=re.M)
+
+
+def slug(heading):
+    "The anchor that Pandoc gives a heading"
+    explicit = re.search(r'\{#([\w-]+)[^}]*\}$', heading)
+    if explicit: return explicit[1]
+    plain = re.sub(r'[^\w\s.-]', '', LINK.sub(r'\1', heading)).lower()
+    return re.sub(r'^[^a-z]+', '', re.sub(r'\s+', '-', plain.strip()))
+
+
+def documented(path):
+    "The names that nbdev documents on a page, as anchors: those of its exported cells, and methods that are patched in"
+    found = set()
+    for c in cells(path, 'code') if path.suffix == '.ipynb' else []:
+        found |= {o.lower() for o in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
+        if not re.match(r'#\| *exports?\b', c.source): continue
+        for node in ast.parse(c.source).body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith('_'): continue
+            patched = any('patch' in ast.unparse(d) for d in node.decorator_list)
+            owner = f'{ast.unparse(node.args.args[0].annotation)}.' if patched and node.args.args[0].annotation else ''
+            found.add((owner + node.name).lower())
+    return found
+
+
+@functools.cache
+def anchors(path):
+    text = prose(path)
+    labels = [o for c in cells(path, 'code') for o in re.findall(r'^#\| label: (\S+)', c.source, flags=re.M)] if path.suffix == '.ipynb' else []
+    return {slug(h) for h in headings(text)} | set(re.findall(r'\{#([\w-]+)', text)) | set(labels) | documented(path)
+
+
+def links(path): return [(words, target) for words, target in LINK.findall(CODE.sub('', prose(path)))]
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_page_says_what_it_is(path):
+    said = front(path)
+    description = said.get('description') or said.get('description-meta')
+    assert said.get('title') or said.get('pagetitle')
+    assert description and len(description) > 40
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_links_lead_to_a_page_and_to_a_place_on_it(path):
+    for words, target in links(path):
+        page, _, anchor = target.partition('#')
+        if re.match(r'https?://(?!cxrlg\.github\.io/cxrlg/)|mailto:', page): continue
+        page = re.sub(r'https://cxrlg\.github\.io/cxrlg/(.*)\.html$', lambda m: source_of(m[1]).name, page)
+        other = NBS/page if page else path
+        assert other.exists() or page.startswith('https://'), f'[{words}]({target}): no such page'
+        assert not anchor or anchor in anchors(other), f'[{words}]({target}): no such place; there are {sorted(anchors(other))}'
+
+
+def source_of(name):
+    "The notebook or text of a page of the site: nbdev drops the number in front of a notebook's name"
+    return next(p for p in PAGES if re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem.lower()) == name)
+
+
+@pytest.mark.parametrize('path', [p for p in PAGES if p.name != 'index.qmd'], ids=lambda p: p.stem)
+def test_pages_are_linked_beside_each_other_and_by_what_they_are_called(path):
+    for words, target in links(path):
+        assert 'cxrlg.github.io' not in target, f'[{words}]({target}): a page of this site is linked by its file, so that a preview holds together'
+        assert not re.fullmatch(r'`?\d\d\w*(\.ipynb|\.qmd)?`?', words), f'[{words}]({target}): link by the title, not by the file'
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_headings_end_without_a_dash(path):
+    kept = [c.source for c in cells(path)] if path.suffix == '.ipynb' else [prose(path)]
+    for text in kept:
+        if re.fullmatch(r'#+ .* -', text.strip()): continue # nbdev takes this cell out: the name's own documentation has the heading
+        assert not [h for h in headings(text) if h.endswith(' -')]
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_every_picture_in_the_text_has_words_for_those_who_do_not_see_it(path):
+    for words, file in re.findall(r'!\[([^\]]*)\]\(([^)\s]+)', CODE.sub('', prose(path))):
+        assert len(words.split()) >= 5, f'{file}: no alternative text'
+        assert file.startswith('https://') or (NBS/file).is_file(), file
+    assert not re.search(r'<img(?![^>]*\balt=)', CODE.sub('', prose(path)))
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_no_markdown_link_stands_in_code(path):
+    assert [m[0] for m in CODE.finditer(prose(path)) if '](http' in m[0]] == []
+
+
+def test_the_navigation_shows_where_one_is():
+    site, html = (yaml.safe_load((ROOT/'_quarto.yml').read_text())[k] for k in ('website', 'format'))
+    assert site['bread-crumbs'] and site['page-navigation'] and html['html']['toc-depth'] == 4
+    assert (NBS/site['favicon']).is_file() and (NBS/html['html']['css']).is_file()
+    assert all((NBS/f).is_file() for f in html['html']['filters'])
+    assert settings()['git_url'] in [tool['href'] for tool in site['navbar']['tools']]
