@@ -5,6 +5,8 @@ import functools
 import os
 import pickle
 import re
+import shutil
+import subprocess
 
 import nbformat
 import pytest
@@ -299,3 +301,72 @@ def test_the_navigation_shows_where_one_is():
     assert (NBS/site['favicon']).is_file() and (NBS/html['html']['css']).is_file()
     assert all((NBS/f).is_file() for f in html['html']['filters'])
     assert settings()['git_url'] in [tool['href'] for tool in site['navbar']['tools']]
+
+
+# ---- the style sheet
+
+CSS = (NBS/'styles.css').read_text()
+
+
+def declarations(selector):
+    "What the style sheet says of exactly this selector, outside of media queries"
+    plain = re.sub(r'/\*.*?\*/', '', CSS, flags=re.S)
+    bodies = [body for head, body in re.findall(r'([^{}]+)\{([^{}]*)\}', plain) if selector in [s.strip() for s in head.split(',')]]
+    return dict(pair.strip().split(':', 1) for body in bodies for pair in body.split(';') if ':' in pair)
+
+
+def luminance(colour):
+    channels = [int(colour[i:i + 2], 16)/255 for i in (1, 3, 5)]
+    r, g, b = [c/12.92 if c <= .04045 else ((c + .055)/1.055)**2.4 for c in channels]
+    return .2126*r + .7152*g + .0722*b
+
+
+def contrast(a, b):
+    low, high = sorted([luminance(a), luminance(b)])
+    return (high + .05)/(low + .05)
+
+
+def test_contrast_is_that_of_the_standard():
+    assert abs(contrast('#000000', '#ffffff') - 21) < 1e-9 and abs(contrast('#777777', '#ffffff') - 4.48) < .01
+
+
+@pytest.mark.parametrize('mode', ['', '.quarto-dark '], ids=['light', 'dark'])
+def test_code_in_a_sentence_can_be_read(mode):
+    said = {k: v.strip() for k, v in declarations(f'{mode}:not(pre) > code:not(.sourceCode)').items()}
+    assert contrast(said['color'], said['background-color']) >= 4.5
+    comment = declarations(f'{mode}code span.co')['color'].strip()
+    assert contrast(comment, '#222222' if mode else '#f4f4f4') >= 4.5, 'darkly is #222, and blocks of code in cosmo are about #f4f4f4'
+
+
+def test_both_themes_have_one_font():
+    assert 'system-ui' in declarations('body')['font-family'] and declarations('body') == declarations('h1') == declarations('.sidebar')
+    assert 'font-family' not in ''.join(k for s in ('.quarto-dark', 'body.quarto-dark') for k in declarations(s))
+
+
+WIDE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<style>body {{ margin: 0; }}</style><style>{css}</style><main style="padding: 12px">
+<p>A sentence with <code>a_name_that_is_longer_than_any_line_of_a_telephone_could_hold_and_has_no_place_to_break</code> in it.</p>
+<span class="math display"><mjx-container display="true"><span style="display: inline-block; width: 900px">a formula</span></mjx-container></span>
+<p>Text with <span class="math inline"><mjx-container><span style="display: inline-block; width: 500px">x</span></mjx-container></span></p>
+<table><thead><tr>{head}</tr></thead><tbody><tr>{row}</tr></tbody></table>
+<pre><code>{line}</code></pre><div class="cell-output-display"><table><tbody><tr>{row}</tr></tbody></table><img width="1200" height="9" alt=""></div></main>
+"""
+MEASURE = """<iframe src="page.html" style="width: 390px; height: 800px; border: 0"></iframe><script>
+onload = () => {
+  const page = document.querySelector('iframe').contentDocument, table = page.querySelector('table'), first = table.querySelector('td');
+  const left = first.getBoundingClientRect().left;
+  table.scrollLeft = 200;
+  document.body.dataset.found = [page.documentElement.scrollWidth, table.scrollLeft, first.getBoundingClientRect().left - left].join(' ');
+};</script>"""
+
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='Chromium is not on the PATH')
+def test_nothing_scrolls_the_page_sideways_on_a_phone(tmp_path):
+    cells_of = lambda tag: ''.join(f'<{tag}>column_{i}_of_many</{tag}>' for i in range(12))
+    page = WIDE.format(css=CSS, head=cells_of('th'), row=cells_of('td'), line='a line of code '*20)
+    (tmp_path/'page.html').write_text(page)
+    (tmp_path/'measure.html').write_text(MEASURE)
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', f'--user-data-dir={tmp_path}/profile']
+    run = subprocess.run(['chromium', *flags, '--dump-dom', (tmp_path/'measure.html').as_uri()], capture_output=True, text=True, timeout=120)
+    width, scrolled, moved = (float(o) for o in re.search(r'data-found="([^"]+)"', run.stdout)[1].split())
+    assert width <= 390 and scrolled == 200 and abs(moved) < 3, 'the table scrolls in its box, and its first column stays'
