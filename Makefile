@@ -30,7 +30,7 @@ test-latest:
 	@CXRLG_BIN=.venv-latest/bin tests/run_all
 
 docs: .venv/ready
-	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.7 or later on the PATH: https://quarto.org/docs/get-started/"; exit 1; }
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto 1.8 or later on the PATH: https://quarto.org/docs/get-started/"; exit 1; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_docs
 
 lab: .venv/ready

@@ -183,11 +183,18 @@ def test_links_to_the_site_name_its_pages():
     assert found and {name for _, name in found} <= pages(), found
 
 
+def hrefs(entries):
+    "The pages that a part of the navigation lists, those of its sections among them"
+    return [page for e in entries for page in ([e] if isinstance(e, str) else hrefs(e['contents']) if 'contents' in e else [e['href']])]
+
+
 def test_every_page_is_in_the_navigation():
-    bar = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']['navbar']['left']
-    listed = [e['href'] for top in bar for e in top.get('menu', [top])]
-    assert len(bar) <= 7 and len(set(listed)) == len(listed)
+    site = yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
+    listed = hrefs(site['sidebar']['contents'])
+    assert len(set(listed)) == len(listed)
     assert set(listed) == {p.name for p in (ROOT/'nbs').glob('*') if p.suffix in {'.ipynb', '.qmd'}}
+    assert set(hrefs(site['navbar']['left'])) <= set(listed)
+    assert [e['section'] for e in site['sidebar']['contents']] == ['Start', 'Evidence', 'Library', 'Benchmarks', 'Reporting']
 
 
 def test_every_picture_has_a_caption_and_a_text_for_those_who_do_not_see_it():

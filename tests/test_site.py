@@ -1,0 +1,372 @@
+"The repository's face: workflows, forms and texts for those who join, and the site's pages as far as their sources show it."
+import ast
+import configparser
+import functools
+import os
+import pickle
+import re
+import shutil
+import subprocess
+
+import nbformat
+import pytest
+import yaml
+
+from conftest import ROOT
+from cxrlg.core import DataError
+
+GITHUB = ROOT/'.github'
+WORKFLOWS = sorted((GITHUB/'workflows').glob('*.yml'))
+FORMS = sorted(p for p in (GITHUB/'ISSUE_TEMPLATE').glob('*.yml') if p.name != 'config.yml')
+MODULES = sorted(p for p in (ROOT/'cxrlg').glob('*.py') if not p.name.startswith('_'))
+
+
+class OnceLoader(yaml.SafeLoader):
+    "YAML whose mappings name each key once, and whose `on` is a text"
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(':bool')]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+        assert len(set(keys)) == len(keys), f'a key twice in line {node.start_mark.line + 1}'
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path): return yaml.load(path.read_text(), OnceLoader)
+
+
+def settings():
+    cfg = configparser.ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini')
+    return cfg['DEFAULT']
+
+
+# ---- workflows and forms
+
+@pytest.mark.parametrize('path', WORKFLOWS, ids=lambda p: p.stem)
+def test_workflow_has_the_form_that_github_asks_for(path):
+    flow = read_yaml(path)
+    assert set(flow) <= {'name', 'on', 'permissions', 'concurrency', 'env', 'defaults', 'jobs'}
+    assert set(flow['on']) <= {'push', 'pull_request', 'schedule', 'workflow_dispatch', 'release'}
+    assert flow['permissions'] == {'contents': 'read'}, 'a job asks for more by itself'
+    for name, job in flow['jobs'].items():
+        assert set(job) <= {'name', 'if', 'needs', 'runs-on', 'timeout-minutes', 'permissions', 'environment', 'strategy', 'steps'}
+        assert job['runs-on'] and job['timeout-minutes'] and job.get('needs', name) in flow['jobs']
+        for step in job['steps']: assert set(step) <= {'name', 'id', 'if', 'uses', 'with', 'run', 'env'} and ('uses' in step) != ('run' in step)
+
+
+@pytest.mark.parametrize('path', WORKFLOWS, ids=lambda p: p.stem)
+def test_workflow_names_what_there_is(path):
+    flow, text = read_yaml(path), path.read_text()
+    targets = set(re.findall(r'^([\w-]+):', (ROOT/'Makefile').read_text(), flags=re.M))
+    steps = [s for job in flow['jobs'].values() for s in job['steps']]
+    assert {m for s in steps for m in re.findall(r'\bmake ([\w-]+)', s.get('run', ''))} <= targets
+    assert all((ROOT/f).is_file() for s in steps for f in re.findall(r'tests/[\w.]+', s.get('run', '')))
+    assert all(re.fullmatch(r'[\w.-]+(/[\w.-]+)+@v\d+', s['uses']) for s in steps if 'uses' in s)
+    known = {'github', 'matrix', 'steps'}
+    assert {m for m in re.findall(r'\$\{\{ *(\w+)\.', text)} <= known and text.count('${{') == len(re.findall(r'\$\{\{[^{}]+\}\}', text))
+
+
+def test_the_tests_run_where_the_lock_holds():
+    matrix = read_yaml(GITHUB/'workflows'/'tests.yml')['jobs']['locked']['strategy']['matrix']
+    head = (ROOT/'requirements.lock').read_text().splitlines()[0]
+    assert matrix['python'] == re.findall(r'3\.\d+', head) and {o.partition('-')[0] for o in matrix['os']} == {'ubuntu', 'macos'}
+    assert 'Linux' in head and 'macOS' in head
+    classifiers = re.findall(r'Python :: (3\.\d+)', (ROOT/'setup.py').read_text())
+    assert classifiers == matrix['python'] and settings()['min_python'] == classifiers[0]
+
+
+def test_the_site_is_rendered_by_the_version_that_make_asks_for():
+    steps = read_yaml(GITHUB/'workflows'/'docs.yml')['jobs']['render']['steps']
+    version = next(s['with']['version'] for s in steps if 'quarto' in s.get('uses', ''))
+    least = re.search(r'Quarto (\d+\.\d+) or later', (ROOT/'Makefile').read_text())[1]
+    assert least == '1.8' and version.startswith(least)
+
+
+@pytest.mark.parametrize('path', FORMS, ids=lambda p: p.stem)
+def test_form_has_the_parts_that_github_asks_for(path):
+    form = read_yaml(path)
+    assert {'name', 'description', 'body'} <= set(form) <= {'name', 'description', 'body', 'title', 'labels', 'assignees'}
+    ids = [part['id'] for part in form['body'] if part['type'] != 'markdown']
+    assert len(set(ids)) == len(ids) > 0
+    for part in form['body']:
+        assert part['type'] in {'markdown', 'textarea', 'input', 'dropdown', 'checkboxes'}
+        assert set(part) <= {'type', 'id', 'attributes', 'validations'}
+        assert part['attributes'].get('value' if part['type'] == 'markdown' else 'label')
+
+
+def test_forms_link_what_there_is():
+    contact = read_yaml(GITHUB/'ISSUE_TEMPLATE'/'config.yml')
+    assert set(contact) == {'blank_issues_enabled', 'contact_links'}
+    assert all(set(c) == {'name', 'url', 'about'} for c in contact['contact_links'])
+
+
+# ---- tools
+
+def test_hooks_are_local_and_fetch_nothing():
+    hooks = read_yaml(ROOT/'.pre-commit-config.yaml')['repos']
+    assert [repo['repo'] for repo in hooks] == ['local']
+    for hook in hooks[0]['hooks']:
+        assert hook['language'] == 'system' and hook['entry'].startswith('.venv/bin/')
+        tool = hook['entry'].split()[0].removeprefix('.venv/bin/').partition('_')[0]
+        assert re.search(rf'^{tool}==', (ROOT/'requirements.lock').read_text(), flags=re.M)
+
+
+def test_pyproject_is_for_tools_only():
+    import tomllib
+    tools = tomllib.loads((ROOT/'pyproject.toml').read_text())
+    assert set(tools) == {'build-system', 'tool'} and tools['tool']['ruff']['line-length'] == 140
+    assert not (ROOT/'ruff.toml').exists() and not (ROOT/'setup.cfg').exists()
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+def test_no_line_of_the_library_is_longer_than_140(path):
+    claim, *lines = path.read_text().splitlines()
+    assert [line for line in lines if len(line) > 140] == [] and claim.startswith('"""')
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (ROOT/'cxrlg'/'py.typed').is_file()
+    setup = (ROOT/'setup.py').read_text()
+    assert "'py.typed'" in setup and "'Typing :: Typed'" in setup
+    assert f"'{settings()['status']}': " in setup, 'settings.ini and the classifier are one status'
+
+
+# ---- SECURITY.md
+
+UNSAFE = re.compile(r'\ballow_pickle=True\b|\b(pickle|marshal|shelve|dill|cloudpickle)\.loads?\b|\bjoblib\.load\b|\byaml\.(unsafe_|full_)?load\(|\bread_pickle\b')
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+def test_nothing_loads_pickled_code(path):
+    text = path.read_text()
+    assert not UNSAFE.search(text)
+    for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+        if ast.unparse(call.func) == 'torch.load': assert 'weights_only=True' in ast.unparse(call), f'{path.name}, line {call.lineno}'
+
+
+def test_pickled_weights_run_no_code(tmp_path):
+    from cxrlg.model import CXRNet
+
+    class Evil:
+        def __reduce__(self): return os.mkdir, (str(tmp_path/'executed'),)
+    (tmp_path/'w.pth').write_bytes(pickle.dumps(Evil(), 2))
+    with pytest.raises(DataError, match='cannot be read as weights'): CXRNet('test_resnet', ['a', 'b'], weights=str(tmp_path/'w.pth'))
+    assert not (tmp_path/'executed').exists()
+
+
+def test_what_security_names_is_tested():
+    named = re.findall(r'`(test_\w+\.py)`: ((?:`test_\w+`(?:, )?)+)', (ROOT/'SECURITY.md').read_text())
+    tests = [(file, test) for file, some in named for test in re.findall(r'`(\w+)`', some)]
+    assert len(tests) >= 10
+    for file, test in tests: assert f'def {test}(' in (ROOT/'tests'/file).read_text(), f'{file} has no {test}'
+
+
+# ---- CHANGELOG.md
+
+def test_changelog_is_kept_as_keepachangelog_says():
+    text = (ROOT/'CHANGELOG.md').read_text()
+    versions = re.findall(r'^## (.*)$', text, flags=re.M)
+    assert versions[0] == '[Unreleased]'
+    assert all(re.fullmatch(r'\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d', v) for v in versions[1:])
+    assert versions[1].startswith(f'[{settings()["version"]}]')
+    kinds = {'Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security'}
+    assert set(re.findall(r'^### (.*)$', text, flags=re.M)) <= kinds
+    for v in versions: assert re.search(rf'^\[{re.escape(v.split("]")[0][1:])}\]: https://', text, flags=re.M), v
+
+
+def test_citation_and_changelog_agree():
+    cff = yaml.safe_load((ROOT/'CITATION.cff').read_text())
+    assert f'## [{cff["version"]}] - {cff["date-released"]}' in (ROOT/'CHANGELOG.md').read_text()
+    assert cff['version'] == settings()['version']
+
+
+# ---- pages, as far as their sources show them
+
+NBS = ROOT/'nbs'
+NOTEBOOKS = sorted(NBS.glob('*.ipynb'))
+PAGES = [*NOTEBOOKS, *sorted(NBS.glob('*.qmd'))]
+LINK = re.compile(r'(?<!\!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)')
+CODE = re.compile(r'^(`{3,}|~{3,}).*?^\1|`[^`\n]+`', flags=re.M | re.S)
+
+
+def cells(path, kind='markdown'): return [c for c in nbformat.read(path, 4).cells if c.cell_type == kind]
+
+
+@functools.cache
+def prose(path):
+    "Markdown of a page without its front matter"
+    if path.suffix == '.ipynb': return '\n\n'.join(c.source for c in cells(path))
+    return re.sub(r'\A---\n.*?\n---\n', '', path.read_text(), flags=re.S).replace('{{< include ../README.md >}}', (ROOT/'README.md').read_text())
+
+
+@functools.cache
+def front(path):
+    "Title and description of a page"
+    if path.suffix == '.ipynb': return dict(zip(('title', 'description'), re.match(r'# (.+)\n\n> (.+)', cells(path)[0].source).groups()))
+    return yaml.safe_load(re.match(r'---\n(.*?)\n---\n', path.read_text(), flags=re.S)[1])
+
+
+def headings(text): return re.findall(r'^#{1,6} +(.+?)\s*$', CODE.sub(lambda m: '' if m[1] else m[0], text), flags=re.M)
+
+
+def slug(heading):
+    "The anchor that Pandoc gives a heading"
+    explicit = re.search(r'\{#([\w-]+)[^}]*\}$', heading)
+    if explicit: return explicit[1]
+    plain = re.sub(r'[^\w\s.-]', '', LINK.sub(r'\1', heading)).lower()
+    return re.sub(r'^[^a-z]+', '', re.sub(r'\s+', '-', plain.strip()))
+
+
+def documented(path):
+    "The names that nbdev documents on a page, as anchors: those of its exported cells, and methods that are patched in"
+    found = set()
+    for c in cells(path, 'code') if path.suffix == '.ipynb' else []:
+        found |= {o.lower() for o in re.findall(r'^show_doc\(([\w.]+)', c.source, flags=re.M)}
+        if not re.match(r'#\| *exports?\b', c.source): continue
+        for node in ast.parse(c.source).body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith('_'): continue
+            patched = any('patch' in ast.unparse(d) for d in node.decorator_list)
+            owner = f'{ast.unparse(node.args.args[0].annotation)}.' if patched and node.args.args[0].annotation else ''
+            found.add((owner + node.name).lower())
+    return found
+
+
+@functools.cache
+def anchors(path):
+    text = prose(path)
+    labels = [o for c in cells(path, 'code') for o in re.findall(r'^#\| label: (\S+)', c.source, flags=re.M)] if path.suffix == '.ipynb' else []
+    return {slug(h) for h in headings(text)} | set(re.findall(r'\{#([\w-]+)', text)) | set(labels) | documented(path)
+
+
+def links(path): return [(words, target) for words, target in LINK.findall(CODE.sub('', prose(path)))]
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_page_says_what_it_is(path):
+    said = front(path)
+    description = said.get('description') or said.get('description-meta')
+    assert said.get('title') or said.get('pagetitle')
+    assert description and len(description) > 40
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_links_lead_to_a_page_and_to_a_place_on_it(path):
+    for words, target in links(path):
+        page, _, anchor = target.partition('#')
+        if re.match(r'https?://(?!cxrlg\.github\.io/cxrlg/)|mailto:', page): continue
+        page = re.sub(r'https://cxrlg\.github\.io/cxrlg/(.*)\.html$', lambda m: source_of(m[1]).name, page)
+        other = NBS/page if page else path
+        assert other.exists() or page.startswith('https://'), f'[{words}]({target}): no such page'
+        assert not anchor or anchor in anchors(other), f'[{words}]({target}): no such place; there are {sorted(anchors(other))}'
+
+
+def source_of(name):
+    "The notebook or text of a page of the site: nbdev drops the number in front of a notebook's name"
+    return next(p for p in PAGES if re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem.lower()) == name)
+
+
+@pytest.mark.parametrize('path', [p for p in PAGES if p.name != 'index.qmd'], ids=lambda p: p.stem)
+def test_pages_are_linked_beside_each_other_and_by_what_they_are_called(path):
+    for words, target in links(path):
+        assert 'cxrlg.github.io' not in target, f'[{words}]({target}): a page of this site is linked by its file, so that a preview holds together'
+        assert not re.fullmatch(r'`?\d\d\w*(\.ipynb|\.qmd)?`?', words), f'[{words}]({target}): link by the title, not by the file'
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_headings_end_without_a_dash(path):
+    kept = [c.source for c in cells(path)] if path.suffix == '.ipynb' else [prose(path)]
+    for text in kept:
+        if re.fullmatch(r'#+ .* -', text.strip()): continue # nbdev takes this cell out: the name's own documentation has the heading
+        assert not [h for h in headings(text) if h.endswith(' -')]
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_every_picture_in_the_text_has_words_for_those_who_do_not_see_it(path):
+    for words, file in re.findall(r'!\[([^\]]*)\]\(([^)\s]+)', CODE.sub('', prose(path))):
+        assert len(words.split()) >= 5, f'{file}: no alternative text'
+        assert file.startswith('https://') or (NBS/file).is_file(), file
+    assert not re.search(r'<img(?![^>]*\balt=)', CODE.sub('', prose(path)))
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
+def test_no_markdown_link_stands_in_code(path):
+    assert [m[0] for m in CODE.finditer(prose(path)) if '](http' in m[0]] == []
+
+
+def test_the_navigation_shows_where_one_is():
+    site, html = (yaml.safe_load((ROOT/'_quarto.yml').read_text())[k] for k in ('website', 'format'))
+    assert site['bread-crumbs'] and site['page-navigation'] and html['html']['toc-depth'] == 4
+    assert (NBS/site['favicon']).is_file() and (NBS/html['html']['css']).is_file()
+    assert all((NBS/f).is_file() for f in html['html']['filters'])
+    assert settings()['git_url'] in [tool['href'] for tool in site['navbar']['tools']]
+
+
+# ---- the style sheet
+
+CSS = (NBS/'styles.css').read_text()
+
+
+def declarations(selector):
+    "What the style sheet says of exactly this selector, outside of media queries"
+    plain = re.sub(r'/\*.*?\*/', '', CSS, flags=re.S)
+    bodies = [body for head, body in re.findall(r'([^{}]+)\{([^{}]*)\}', plain) if selector in [s.strip() for s in head.split(',')]]
+    return dict(pair.strip().split(':', 1) for body in bodies for pair in body.split(';') if ':' in pair)
+
+
+def luminance(colour):
+    channels = [int(colour[i:i + 2], 16)/255 for i in (1, 3, 5)]
+    r, g, b = [c/12.92 if c <= .04045 else ((c + .055)/1.055)**2.4 for c in channels]
+    return .2126*r + .7152*g + .0722*b
+
+
+def contrast(a, b):
+    low, high = sorted([luminance(a), luminance(b)])
+    return (high + .05)/(low + .05)
+
+
+def test_contrast_is_that_of_the_standard():
+    assert abs(contrast('#000000', '#ffffff') - 21) < 1e-9 and abs(contrast('#777777', '#ffffff') - 4.48) < .01
+
+
+@pytest.mark.parametrize('mode', ['', '.quarto-dark '], ids=['light', 'dark'])
+def test_code_in_a_sentence_can_be_read(mode):
+    said = {k: v.strip() for k, v in declarations(f'{mode}:not(pre) > code:not(.sourceCode)').items()}
+    assert contrast(said['color'], said['background-color']) >= 4.5
+    comment = declarations(f'{mode}code span.co')['color'].strip()
+    assert contrast(comment, '#222222' if mode else '#f4f4f4') >= 4.5, 'darkly is #222, and blocks of code in cosmo are about #f4f4f4'
+
+
+def test_both_themes_have_one_font():
+    assert 'system-ui' in declarations('body')['font-family'] and declarations('body') == declarations('h1') == declarations('.sidebar')
+    assert 'font-family' not in ''.join(k for s in ('.quarto-dark', 'body.quarto-dark') for k in declarations(s))
+
+
+WIDE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<style>body {{ margin: 0; }}</style><style>{css}</style><main style="padding: 12px">
+<p>A sentence with <code>a_name_that_is_longer_than_any_line_of_a_telephone_could_hold_and_has_no_place_to_break</code> in it.</p>
+<span class="math display"><mjx-container display="true"><span style="display: inline-block; width: 900px">a formula</span></mjx-container></span>
+<p>Text with <span class="math inline"><mjx-container><span style="display: inline-block; width: 500px">x</span></mjx-container></span></p>
+<table><thead><tr>{head}</tr></thead><tbody><tr>{row}</tr></tbody></table>
+<pre><code>{line}</code></pre><div class="cell-output-display"><table><tbody><tr>{row}</tr></tbody></table><img width="1200" height="9" alt=""></div></main>
+"""
+MEASURE = """<iframe src="page.html" style="width: 390px; height: 800px; border: 0"></iframe><script>
+onload = () => {
+  const page = document.querySelector('iframe').contentDocument, table = page.querySelector('table'), first = table.querySelector('td');
+  const left = first.getBoundingClientRect().left;
+  table.scrollLeft = 200;
+  document.body.dataset.found = [page.documentElement.scrollWidth, table.scrollLeft, first.getBoundingClientRect().left - left].join(' ');
+};</script>"""
+
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='Chromium is not on the PATH')
+def test_nothing_scrolls_the_page_sideways_on_a_phone(tmp_path):
+    cells_of = lambda tag: ''.join(f'<{tag}>column_{i}_of_many</{tag}>' for i in range(12))
+    page = WIDE.format(css=CSS, head=cells_of('th'), row=cells_of('td'), line='a line of code '*20)
+    (tmp_path/'page.html').write_text(page)
+    (tmp_path/'measure.html').write_text(MEASURE)
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', f'--user-data-dir={tmp_path}/profile']
+    run = subprocess.run(['chromium', *flags, '--dump-dom', (tmp_path/'measure.html').as_uri()], capture_output=True, text=True, timeout=120)
+    width, scrolled, moved = (float(o) for o in re.search(r'data-found="([^"]+)"', run.stdout)[1].split())
+    assert width <= 390 and scrolled == 200 and abs(moved) < 3, 'the table scrolls in its box, and its first column stays'
