@@ -221,8 +221,8 @@ def _headroom_table(names, judged, points, moves, level):
     out = pd.DataFrame(dict(own=each[1].mean(1), ceiling=each[0].mean(1), gain=gain.mean(1)), index=[*names, 'macro'])
     if len(moves):
         moved = _with_macro(moves.mean(0), on)
-        ends = [np.quantile(moved, q, axis=1) for q in ((1 + level) / 2, (1 - level) / 2)]
-        out = out.assign(low=out.gain - ends[0], high=out.gain - ends[1], chance=moved.mean(1))
+        low, high = (out.gain + np.quantile(moved, q, axis=1) - 2 * moved.mean(1) for q in ((1 - level) / 2, (1 + level) / 2))
+        out = out.assign(low=low.clip(lower=0), high=high.clip(lower=0), chance=moved.mean(1))
     return out.assign(mc_error=gain.std(1, ddof=1) / np.sqrt(gain.shape[1]))
 
 # %% ../nbs/06f_headroom.ipynb #e667ac73
@@ -261,7 +261,7 @@ def _varied(known):
 def _graph_gain(known, auc, n, share, test, rng):
     "Mean change of AUC by couplings fitted on n films, and how many couplings there are"
     y = known.draw(n, rng)
-    fit = fit_couplings(_used(known, draw_evidence(y, auc, rng), share), y, 'min', n_lams=10, min_ratio=3e-3, n_splits=3)
+    fit = fit_couplings(_used(known, draw_evidence(y, auc, rng), share), y, 'min', n_lams=7, min_ratio=3e-3, n_splits=2)
     z, present, absent = test
     return np.nanmean(_weighted_aucs(fit.refine(z), present, absent) - _weighted_aucs(z, present, absent)), fit.nonzero
 
@@ -272,7 +272,7 @@ def _phase_rows(name, known, auc, cells, n_test, seed):
     present, absent = _classes(like, known.rows, weights)
     ceiling = np.subtract(*_two_aucs(e, like, known.rows, weights)).mean()
     for n, share in cells:
-        z, draws = _used(known, e, share), int(np.clip(8000 // n, 1, 4))
+        z, draws = _used(known, e, share), int(np.clip(4000 // n, 1, 4))
         left = (_weighted_aucs(known.posterior(e), present, absent) - _weighted_aucs(z, present, absent)).mean()
         gain, edges = np.mean([_graph_gain(known, auc, n, share, (z, present, absent), rng) for _ in range(draws)], axis=0)
         rows.append(dict(table=name, auc=auc, films=n, used=share, ceiling=ceiling, left=left, gain=gain, couplings=edges))
@@ -280,11 +280,11 @@ def _phase_rows(name, known, auc, cells, n_test, seed):
 
 def phase_diagram(
     tables:dict, # name -> labels [n, L], 1 present, 0 absent, NaN unknown
-    aucs=(.6, .7, .8, .9, .95), # AUCs of the own evidence
+    aucs=(.6, .8, .95), # AUCs of the own evidence
     films=(1000, 4000, 16_000, 64_000), # films that the graph is fitted on
     used=(.3, .6, .9), # shares of the others' evidence that the backbone has used
     at:int=16_000, # films that the graph is fitted on where shares vary
-    n_test:int=15_000, # drawn films that it is scored on
+    n_test:int=8000, # drawn films that it is scored on
     n_jobs:int=1, # processes
     seed:int=0, # random seed
 )->pd.DataFrame: # `table auc films used ceiling left gain couplings`; `left`: what the backbone has left to gain

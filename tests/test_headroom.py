@@ -10,8 +10,10 @@ from scipy.special import ndtr, ndtri
 from sklearn.metrics import roc_auc_score
 
 from cxrlg.core import DataError
+from cxrlg.corrections import Outputs, cross_fit
 from cxrlg.data import labels_of, read_table
-from cxrlg.headroom import _weighted_auc, dependence, draw_evidence, headroom, headroom_curve, label_rows
+from cxrlg.headroom import (CHEXPERT_PARENTS, _weighted_auc, coupling_clause, dependence, draw_evidence, headroom, headroom_curve,
+                            hierarchy, label_rows, phase_diagram, study_ceiling)
 
 LISTS = Path(importlib.util.find_spec('torchxrayvision').origin).parent/'data'
 
@@ -191,3 +193,104 @@ def test_a_table_of_the_size_of_nih_takes_less_than_a_minute():
     assert time.process_time() - start < 120 # on two cores this is a minute
     assert len(table) == 112_120 and h.loc['macro', 'low'] < .0061 < h.loc['macro', 'high'] + .0005
     assert abs(h.gain['macro'] - .0061) < .0004 and h.mc_error['macro'] < .0002
+
+
+# ---- the phase diagram
+def test_the_phase_diagram_falls_with_what_is_used_and_rises_with_films():
+    y = coupled(20_000)
+    found = phase_diagram({'a': y}, aucs=[.75], films=[500, 4000], used=[.5, 1.], at=4000, n_test=6000)
+    assert found.columns.tolist() == ['table', 'auc', 'films', 'used', 'ceiling', 'left', 'gain', 'couplings']
+    few, many, half, all_ = found.itertuples()
+    assert few.gain < many.gain < many.ceiling + .002 and abs(many.left - many.ceiling) < 1e-9
+    assert many.left > half.left > all_.left - 1e-9 and many.gain > half.gain and abs(all_.gain) < .001
+
+
+def test_the_phase_diagram_is_the_same_whatever_the_number_of_processes():
+    tables = dict(a=coupled(500), b=np.column_stack([coupled(500), np.zeros(500)]))
+    one, two = (phase_diagram(tables, aucs=[.8], films=[400], used=[], n_test=2000, n_jobs=n) for n in (1, 2))
+    pd.testing.assert_frame_equal(one, two)
+    assert one.gain.notna().all()
+
+
+# ---- hierarchy
+NAMES = ['No Finding', 'Lung Opacity', 'Edema', 'Consolidation', 'Pneumonia']
+
+
+def tied_labels(n=4000, seed=0):
+    "Labels as the tree has them: no child without its parent, nothing beside No Finding"
+    rng = np.random.default_rng(seed)
+    u = rng.random((n, 4))
+    opacity = u[:, 0] < .4
+    edema, consolidation = opacity & (u[:, 1] < .3), opacity & (u[:, 2] < .3)
+    return np.column_stack([~opacity, opacity, edema, consolidation, consolidation & (u[:, 3] < .5)]).astype(float)
+
+
+def test_the_tree_of_chexpert_names_its_findings():
+    from cxrlg.data import CHEXPERT
+    assert {*CHEXPERT_PARENTS, *CHEXPERT_PARENTS.values()} | {'Support Devices'} == set(CHEXPERT)
+
+
+def test_hierarchy_helps_the_children_and_leaves_the_root():
+    y = tied_labels()
+    z = draw_evidence(y, .75, np.random.default_rng(1)) - 1.
+    out = Outputs(y, z, np.arange(len(y)) // 2, np.arange(len(y)) // 2 % 3, NAMES)
+    new, fitted = cross_fit(out, hierarchy(NAMES))
+    before, after = (np.array([roc_auc_score(y[:, j], s[:, j]) for j in range(5)]) for s in (z, new[0]))
+    assert abs(after[0] - before[0]) < .002 and (after[1:] - before[1:]).min() > .005
+    most = headroom(y, .75, n_boot=0).gain.to_numpy()[:5]
+    assert (after - before < most + .02).all()
+    assert len(fitted) == 3 and set(fitted[0, 0].index) == set(NAMES[1:])
+
+
+def test_hierarchy_is_the_law_of_total_probability():
+    y = tied_labels(1000)
+    z = draw_evidence(y, .75, np.random.default_rng(1))
+    apply, scales = hierarchy(NAMES, {'Edema': 'Lung Opacity'})(z, y)
+    def p(j, row, kind): return 1 / (1 + np.exp(-(z[:, j] / row[f'temperature{kind}'] + row[f'bias{kind}'])))
+    from cxrlg.calibration import fit_platt
+    parent = p(1, fit_platt(y, z).iloc[1], '')
+    child = parent * p(2, scales.loc['Edema'], '_with') + (1 - parent) * p(2, scales.loc['Edema'], '_without')
+    np.testing.assert_allclose(1 / (1 + np.exp(-apply(z)[:, 2])), child, atol=1e-9)
+
+
+def test_hierarchy_with_unknown_labels_and_a_parent_that_nobody_has():
+    y = tied_labels(600)
+    z = draw_evidence(y, .75, np.random.default_rng(1))
+    y[::3, 2], y[:, 1] = np.nan, 0
+    apply, _ = hierarchy(NAMES)(z, y)
+    assert np.isfinite(apply(z)).all()
+
+
+@pytest.mark.parametrize('parents, says', [
+    ({'Edema': 'Edema'}, 'no circle'),
+    ({'Edema': 'Lung Opacity', 'Lung Opacity': 'Edema'}, 'no circle'),
+    ({'Oedema': 'Lung Opacity'}, "did you mean 'Edema'"),
+    ({}, 'give parents'),
+])
+def test_a_hierarchy_that_is_none_is_refused(parents, says):
+    with pytest.raises(DataError, match=says): hierarchy(NAMES, parents)
+
+
+# ---- the clause
+def test_the_ceiling_of_a_study_is_over_the_findings_that_have_an_auc():
+    y = pd.DataFrame(coupled(), columns=list('abcd'))
+    c = study_ceiling(pd.Series(dict(a=.8, b=.7, c=np.nan)), y, n_sim=20_000)
+    assert abs(c.own - .75) < .005 and c.gain > .01
+    worse = study_ceiling(dict(a=.8, b=.4, c=.8, d=.8), y, n_sim=20_000)
+    assert abs(worse.own - .725) < .005
+    assert {'low', 'high'} <= set(study_ceiling(dict(a=.8), y, n_sim=5000, n_boot=20).index)
+    with pytest.raises(DataError, match='no finding of a, b, c, d has an AUC'): study_ceiling(dict(e=.8), y)
+
+
+@pytest.mark.parametrize('ceiling, high, margin, says', [
+    (.008, .002, None, 'at most 0.0080 here; this study excludes more than 0.0020, 25% of it'),
+    (.008, .002, .004, 'the margin of 0.004 is 50% of it'),
+    (.008, .01, None, 'does not exclude that'),
+    (.008, -.001, None, 'excludes any gain'),
+    (0., .01, .005, 'nothing here'),
+    (np.nan, .01, .005, 'not known'),
+    (.008, np.nan, .005, 'not known'),
+])
+def test_the_clause_says_what_was_possible_and_what_is_excluded(ceiling, high, margin, says):
+    text = coupling_clause(ceiling, high, margin)
+    assert says in text and '\n' not in text and 'nan' not in text
