@@ -22,7 +22,7 @@ LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
 FLOORS = [
     {'core'},
     {'data', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
-    {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'power', 'headroom'},
+    {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'power', 'headroom', 'evidence'},
     {'callbacks', 'programs', 'results', 'tables', 'corrections', 'kept'},
     {'config', 'learner', 'engines'},
     {'train', 'controls', 'report'},
