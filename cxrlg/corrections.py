@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from .calibration import fit_platt
 from .core import DataError
@@ -286,11 +287,12 @@ def fit_correction(
     "Fit a correction to some films of one seed"
     how = CORRECTIONS[how] if isinstance(how, str) else how
     parts = out.logits[seed_number][films], out.targets[films], out.patients[films]
-    if not hasattr(how, 'needs_context'):
+    by_view = hasattr(how, 'needs_context')
+    if by_view and out.context is None: raise DataError('this correction needs the view of each film: give Outputs a context')
+    with threadpool_limits(1): # matrices are small: a second thread costs more than it brings
+        if by_view: return how(*parts, out.context[films], seed=seed)
         apply, fitted = how(*parts, seed=seed)
-        return lambda new, context=None: apply(new), fitted
-    if out.context is None: raise DataError('this correction needs the view of each film: give Outputs a context')
-    return how(*parts, out.context[films], seed=seed)
+    return lambda new, context=None: apply(new), fitted
 
 def cross_fit(
     out:Outputs, # out-of-fold logits
