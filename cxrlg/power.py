@@ -90,8 +90,9 @@ def _power_at(gain, se, df, margin, alpha):
     if margin is None:
         limit, away = student.ppf(1 - alpha / 2, df) * estimated, np.abs(gain) / se
         return (norm.sf(limit - away) + norm.cdf(-limit - away)).mean(-1)
-    room = margin / se - student.ppf(1 - alpha, df) * estimated
-    return np.maximum(norm.cdf(room - gain / se) - norm.cdf(-room - gain / se), 0).mean(-1)
+    limit = student.ppf(1 - alpha, df) * estimated
+    within = norm.cdf((margin - gain) / se - limit) - norm.sf((margin + gain) / se - limit)
+    return np.maximum(within, 0).mean(-1)
 
 def power(
     error:PairedError, # from `paired_error`
