@@ -343,6 +343,7 @@ def _shares(boxes, table, root, in_pixels, mode):
         parts.append(g.assign(**dict(zip(_SIDES, _on_square(values, size, mode).T))))
     return pd.concat(parts).sort_index()
 
+# %% ../nbs/08a_localise.ipynb #16a10002
 def _merged(path, arm, table):
     "The table with its arm, below those of other arms that the file holds"
     try: old = pd.read_csv(path, dtype={'patient': str, 'arm': str}).query('arm != @arm') if path.is_file() else pd.DataFrame()

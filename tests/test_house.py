@@ -1,12 +1,14 @@
 "The house rules: floors of imports, parameters, notebooks in sync and clean, nothing of this machine in what is committed."
 import ast
 import configparser
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from dataclasses import fields
 from pathlib import Path
 
@@ -246,3 +248,27 @@ def test_the_site_is_prepared_for_quarto(copy, tmp_path):
 def test_quarto_renders_the_site(copy):
     subprocess.run([Path(sys.executable).parent/'nbdev_docs'], cwd=copy, check=True)
     assert pages() <= {p.stem for p in (copy/'_docs').glob('*.html')}
+
+
+SOURCES = sorted(p for p in [*(ROOT/'cxrlg').glob('*.py'), *(ROOT/'tests').glob('*.py')] if p.name != '_modidx.py')
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda p: f'{p.parent.name}/{p.name}')
+def test_one_line_holds_one_idea(path):
+    "At most 140 characters, no semicolon between statements, no walrus inside a comprehension"
+    source = path.read_text()
+    lines = source.splitlines()[path.parent.name == 'cxrlg':] # a room's first line is its page's claim
+    long = [line[:40] for line in lines if len(line) > 140 and not line.startswith('__all__')]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    semicolons = [t.start[0] for t in tokens if t.type == tokenize.OP and t.string == ';']
+    comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    inside = [n for c in ast.walk(ast.parse(source)) if isinstance(c, comprehensions) for n in ast.walk(c)]
+    walruses = [n.lineno for n in inside if isinstance(n, ast.NamedExpr)]
+    assert (long, semicolons, walruses) == ([], [], [])
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=lambda p: p.stem)
+def test_an_exported_cell_fits_on_a_screen(path):
+    "At most 60 lines, but for a table of fields that has to stand in one class"
+    exported = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code' and c.source.startswith('#| export')]
+    assert [source.splitlines()[1] for source in exported if len(source.splitlines()) > 60 and 'class TrainConfig' not in source] == []

@@ -1,4 +1,4 @@
-"A fold that is killed at any moment and started again ends with the bytes of one that was not; a second process on a fold is told who is at it."
+"A fold that is killed at any moment and started again ends with the same bytes; a second process is told who is at it."
 
 import errno
 import fcntl
@@ -37,7 +37,7 @@ def die(*args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)
 
 
 def at(n, act=die, name=None, then=False):
-    "A wrapper of functions: at the n-th call (that has to do with the file `name`) `act` takes place, before the function or (`then`) after it"
+    "A wrapper of functions: at the n-th call (to do with the file `name`) `act` takes place, before the function or (`then`) after"
     calls = []
     def wrapper(f):
         def call(*args, **kwargs):
@@ -115,7 +115,7 @@ def files(out): return {p.relative_to(out).as_posix() for p in out.rglob('*')} -
 
 
 def plan(seed=0):
-    "Twenty moments and more, some of them in a process that goes on after an earlier one: [(arm, [(place, how often it was come to, file)])]"
+    "Twenty moments and more, some in a process that goes on after an earlier one: [(arm, [(place, which time, file)])]"
     rng = random.Random(seed)
     moments = [[('clock', round(rng.uniform(.1, .9), 2))] for _ in range(3)] + [[('step', rng.randint(1, 10))] for _ in range(3)]
     moments += [[('in a checkpoint', 1), ('step', 2)], [('in a checkpoint', 3)], [('in the weights', 1)]]

@@ -1,4 +1,4 @@
-"A study end to end: what is refused before anything runs, a fold that fails, a study that is stopped, locked patients, and what the second call does."
+"A study end to end: what is refused, a fold that fails, a study that is stopped, locked patients, and the second call."
 
 import concurrent.futures
 import json
