@@ -11,7 +11,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from .pictures import check_jpeg, check_size, percentile_window, percentiles
+from .pictures import check_jpeg, check_jpeg_header, check_size, percentile_window, percentiles
 
 # %% ../nbs/00ab_dicom.ipynb #3b5be007
 def _parts(value):
@@ -166,15 +166,22 @@ def _decode(ds, frame=None):
     try: return ds.pixel_array
     finally: ds.PixelData = kept
 
-def _check_frame(ds, a):
-    "Refuse a JPEG inside DICOM that is not whole"
+def _jpeg(ds):
+    "The JPEG inside a DICOM file, or None"
     from pydicom.encaps import get_frame
     from pydicom.uid import JPEGTransferSyntaxes
     syntax = ds.file_meta.TransferSyntaxUID
-    if syntax not in JPEGTransferSyntaxes or 'LS' in syntax.name: return
-    frame = get_frame(ds.PixelData, 0, number_of_frames=1)
-    unsure = a.ndim == 3 or 'Lossless' in syntax.name or a[-1, -1] in (127, 128, 2047, 2048)
-    check_jpeg(frame, unsure, lambda data, fill: _decode(ds, data).tobytes())
+    return get_frame(ds.PixelData, 0, number_of_frames=1) if syntax in JPEGTransferSyntaxes and 'LS' not in syntax.name else None
+
+def _decode_whole(ds):
+    "Stored values, and of a JPEG whether it is whole"
+    jpeg = _jpeg(ds)
+    if jpeg is None: return _decode(ds)
+    check_jpeg_header(jpeg, ds.Columns, ds.Rows, ds.SamplesPerPixel)
+    a = _decode(ds)
+    unsure = a.ndim == 3 or a[-1, -1] in (0, 127, 128, 2047, 2048)
+    check_jpeg(jpeg, unsure, lambda data, fill: _decode(ds, data).tobytes())
+    return a
 
 def stored_values(
     ds, # pydicom `Dataset` of a film
@@ -188,14 +195,12 @@ def stored_values(
         raise ValueError(f'is DICOM compressed as {syntax.name}, which has no decoder here: '
                          'save it uncompressed (gdcmconv --raw)') from None
     if not ready: raise ValueError(f"is DICOM compressed as {syntax.name}, which needs a decoder: pip install 'cxrlg[dicom]'")
-    try:
-        a = _decode(ds)
-        _check_frame(ds, a)
+    try: return _decode_whole(ds)
+    except ValueError: raise OSError('its picture is not what its header says') from None
     except (RuntimeError, OSError) as e:
-        why = ' '.join(str(e).split('plugins:')[-1].split())
+        why = ' '.join(str(e).split('plugins:')[-1].split()).replace("'NoneType' object has no attribute 'encode'", 'its data are damaged')
         raise ValueError(f'is DICOM compressed as {syntax.name} that cannot be decoded ({why}): '
                          'copy it again, or save it uncompressed') from e
-    return a
 
 # %% ../nbs/00ab_dicom.ipynb #48f312cc
 def _coloured(a, ds):
