@@ -173,8 +173,21 @@ def _jpeg(ds):
     syntax = ds.file_meta.TransferSyntaxUID
     return get_frame(ds.PixelData, 0, number_of_frames=1) if syntax in JPEGTransferSyntaxes and 'LS' not in syntax.name else None
 
+def _check_codestream(data):
+    "Refuse a JPEG 2000 picture whose tile parts are not as long as they say, or that lacks its end marker"
+    start = at = data.find(b'\xff\x4f\xff\x51')
+    if at >= 0: at += 2
+    while start >= 0 and data[at:at+1] == b'\xff' and data[at:at+2] != b'\xff\xd9':
+        size = int.from_bytes(data[at+2:at+4], 'big') + 2
+        if data[at:at+2] == b'\xff\x90': size = int.from_bytes(data[at+6:at+10], 'big') or data.rfind(b'\xff\xd9') - at
+        at += max(2, size)
+    if start < 0 or data[at:at+2] != b'\xff\xd9': raise OSError('image file is truncated: a part of it is not as long as it says')
+
 def _decode_whole(ds):
-    "Stored values, and of a JPEG whether it is whole"
+    "Stored values, and whether the picture is whole as far as that can be told"
+    from pydicom.encaps import get_frame
+    from pydicom.uid import JPEG2000TransferSyntaxes
+    if ds.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes: _check_codestream(get_frame(ds.PixelData, 0, number_of_frames=1))
     jpeg = _jpeg(ds)
     if jpeg is None: return _decode(ds)
     check_jpeg_header(jpeg, ds.Columns, ds.Rows, ds.SamplesPerPixel)

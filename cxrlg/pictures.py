@@ -216,8 +216,10 @@ def _holes(data, scans):
 
 def _is_hole(data, whole, pixels, start, end, ac, stop):
     "Is a run of zeros read as picture, while the last bytes before the next marker are not, or are not enough?"
-    def changes(a, b): return whole != pixels(data[:a] + (_other * (1 + (b - a) // 60))[:max(b - a, 64 * (a == b))] + data[b:], 91)
-    return changes(start, end) and (ac or changes(stop, stop) or not changes(max(end - 16, stop - 16), stop))
+    def changes(a, b):
+        other = (_other * (1 + (b - a) // len(_other)))[:b-a] or _other
+        return whole != pixels(data[:a] + other + data[b:], 91)
+    return changes(start, end) and (ac or changes(stop, stop) or not changes(stop - 16, stop))
 
 def check_jpeg(
     data, # bytes of a JPEG
