@@ -21,6 +21,7 @@ NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
 FLOORS = [
     {'core'},
+    {'readers'},
     {'data', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
     {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'power', 'headroom'},
     {'callbacks', 'programs', 'results', 'tables', 'corrections', 'kept'},
