@@ -278,7 +278,7 @@ def test_labels_of_any_type_with_NA(kind):
 PATHS = st.lists(st.sampled_from(['a', 'b', '\u00e9', 'e\u0301', ' ', '/', '.', '\u00a0', '=']), max_size=12).map(''.join)
 
 
-@settings(derandomize=True, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=300)
 @given(PATHS)
 def test_a_key_is_its_own_key_and_no_spelling_changes_it(path):
     key = film_key(path)
@@ -288,7 +288,7 @@ def test_a_key_is_its_own_key_and_no_spelling_changes_it(path):
     assert key.isascii() or unicodedata.is_normalized('NFC', key)
 
 
-@settings(derandomize=True, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.integers(0, 10**40), st.integers(0, 6), st.integers(0, 4))
 def test_a_number_is_one_patient_however_it_is_written(n, zeros, decimals):
     key = patient_key(str(n))
@@ -348,7 +348,7 @@ def test_yaml_that_is_meant(tmp_path):
     with pytest.raises(DataError, match='cannot be read'): read_yaml(tmp_path)
 
 
-@settings(derandomize=True, max_examples=100)
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.dictionaries(st.text(st.characters(codec='utf-8', exclude_categories=['Cc', 'Cs']), min_size=1, max_size=8),
                        st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none(), st.text('0189:e.-', max_size=6)), max_size=5))
 def test_what_yaml_wrote_is_read_as_it_was(content):
