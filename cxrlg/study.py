@@ -37,7 +37,7 @@ from joblib import Parallel, cpu_count, delayed, parallel_config
 from tqdm import tqdm
 
 import cxrlg
-from .core import DataError, LockHeld, atomic_write, file_lock, first_line, read_json, runs_dir, write_json
+from .core import DataError, LockHeld, atomic_write, file_lock, first_line, read_json, read_yaml, runs_dir, write_json
 from .data import audit
 from .model import load_model, predict_logits
 from .programs import Programs, notebook, stop_run
@@ -57,10 +57,7 @@ def read_config(
     "Read a study's configuration and refuse names that do not exist"
     if not isinstance(config, dict):
         path = Path(config)
-        if not path.is_file(): raise DataError(f'there is no configuration {path}')
-        try: config = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-        except UnicodeDecodeError as e: raise DataError(f'{path} is not UTF-8 text: {e.reason} at byte {e.start}') from e
-        except yaml.YAMLError as e: raise DataError(f'{path} is not valid YAML: {" ".join(str(e).split())}') from e
+        config = read_yaml(path, 'configuration') or {}
         if not isinstance(config, dict): raise DataError(f'{path} is not a mapping of parameter names to values')
         config = {'study': path.stem} | config
     config = {'study': 'study'} | config | (overrides or {})
