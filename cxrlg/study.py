@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import cxrlg
 from .config import TrainConfig, check_names
-from .core import DataError, atomic_write, first_line, read_json, runs_dir, write_json
+from .core import DataError, atomic_write, first_line, read_json, read_yaml, runs_dir, write_json
 from .data import audit
 from .engines import StudyError, jobs_and_gpus, mark_versions, open_engine, plain
 from .learner import make_model, resolve_amp, train_device
@@ -47,10 +47,7 @@ def read_config(
     "Read a study's configuration and refuse names that do not exist"
     if not isinstance(config, dict):
         path = Path(config)
-        if not path.is_file(): raise DataError(f'there is no configuration {path}')
-        try: config = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-        except UnicodeDecodeError as e: raise DataError(f'{path} is not UTF-8 text: {e.reason} at byte {e.start}') from e
-        except yaml.YAMLError as e: raise DataError(f'{path} is not valid YAML: {" ".join(str(e).split())}') from e
+        config = read_yaml(path, 'configuration') or {}
         if not isinstance(config, dict): raise DataError(f'{path} is not a mapping of parameter names to values')
         config = {'study': path.stem} | config
     config = {'study': 'study'} | config | (overrides or {})

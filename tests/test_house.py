@@ -23,6 +23,7 @@ NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
 FLOORS = [
     {'core'},
+    {'readers'},
     {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
     {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'power', 'headroom', 'evidence'},
     {'callbacks', 'programs', 'results', 'tables', 'corrections', 'kept'},

@@ -17,11 +17,11 @@ from PIL import Image
 from scipy.special import expit, logit
 
 import cxrlg.predict as room
-from cxrlg.core import DataError
+from cxrlg.core import DataError, film_key, for_spreadsheets, printable
 from cxrlg.films import read_film
 from cxrlg.model import CXRNet, load_model, predict_logits, save_model
 from cxrlg.phantom import make_phantom
-from cxrlg.predict import Predictor, film_key, find_films, for_spreadsheets, main, printable
+from cxrlg.predict import Predictor, find_films, main
 from cxrlg.train import train_fold
 from small_studies import LABELS, copy, expected, load, names_in, numbers, one_line, one_thread, pngs, predictor, study, write_fold
 
