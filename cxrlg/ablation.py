@@ -172,13 +172,16 @@ class _Variants:
         "Standard error of the change with the noise of training in it; None for one seed"
         if self.S < 2: return None
         both = (self.scores(x) for x in ('full', v))
-        return paired_error(self.y, *both, self.out.patients, self.out.folds, self.names, self.n_boot, self.seed, folds_b=self.folds.get(v))
+        how = dict(n_boot=self.n_boot, seed=self.seed, folds_b=self.folds.get(v))
+        return paired_error(self.y, *both, self.out.patients, self.out.folds, self.names, **how)
 
     def own_change(self, v):
         "The layer's own change of the macro AUC: after minus before the graph; NaN without one"
         if v not in self.out.before: return np.nan
         fold = self.folds.get(v, self.out.folds)
-        def macro(z): return label_statistics(bootstrap(self.y, z[..., self.use], self.out.patients, fold, 'auc', 0, labels=self.names))[0, -1]
+        def macro(z):
+            found = bootstrap(self.y, z[..., self.use], self.out.patients, fold, 'auc', 0, labels=self.names)
+            return label_statistics(found)[0, -1]
         return macro(self.out.arms[v]) - macro(self.out.before[v])
 
 # %% ../nbs/07a_ablation.ipynb #d4b7f182
@@ -208,7 +211,7 @@ def ablation_table(
     n_boot:int=2000, # bootstrap replicates
     seed:int=0, # random seed of the bootstrap
     adjusted:str='none', # verdicts of each variant by itself ('none'), or by Holm over the variants ('holm')
-) -> pd.DataFrame: # a row a variant: `auc`, `change`, `low`, `high`, `own_change`, `layer`; with several seeds `se`, `df`, `p`, `verdict`, `adjusted`
+) -> pd.DataFrame: # a row a variant: `auc`, `own_change`, `layer`, `change`, `low`, `high`; with several seeds `se`, `df`, `p`, `verdict`
     "What each variant changes in the macro AUC, paired with `full` over patients"
     check_known([adjusted], ADJUSTED, 'adjustment')
     variants = _Variants(out, folds, min_pos, n_boot, seed)

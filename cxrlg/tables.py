@@ -307,7 +307,8 @@ def _locked_row(study, reps, arm, use, level):
     before = _locked_before(study, arm, grid, use)
     return dict(arm=arm, seeds=len(seeds), folds=len(folds), locked=lock[0, -1], low=low, high=high,
                 seed_sd=_spread(known_mean(known_mean(held[0], 2), 1)), all_seeds=every,
-                own_change=lock[0, -1] - before, layer=layer_said(lock[0, -1] - before), out_of_fold=oof[0, -1], oof_low=oof_low, oof_high=oof_high,
+                own_change=lock[0, -1] - before, layer=layer_said(lock[0, -1] - before),
+                out_of_fold=oof[0, -1], oof_low=oof_low, oof_high=oof_high,
                 difference=lock[0, -1] - oof[0, -1], difference_low=less_low, difference_high=less_high)
 
 def _locked_change(study, reps, arm, use, level, margin):
@@ -361,7 +362,8 @@ def _power(study, reps, margin):
     rows = []
     for (name, use), (arm, grid) in [(s, c) for s in _label_sets(study).items() for c in _compared(study).items()]:
         e = error_parts(*(reps.oof(x, grid)[..., use] for x in ('none', arm)), study.films(grid[1]).patient.nunique())
-        rows.append(dict(arm=arm, positives=name, labels=len(use), patients=e.patients, seeds=e.seeds, change=e.change, se=e.se(), df=e.df(),
+        rows.append(dict(arm=arm, positives=name, labels=len(use), patients=e.patients, seeds=e.seeds, change=e.change,
+                         se=e.se(), df=e.df(),
                          se_patients=np.hypot(e.shared, e.own / np.sqrt(e.seeds)), sd_training=e.training,
                          detectable=minimum_detectable_effect(e), patients_for_margin=patients_needed(e, margin),
                          power_equivalence=power(e, 0, margin=margin), patients_for_equivalence=patients_needed(e, 0, margin=margin),
