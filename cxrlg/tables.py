@@ -44,14 +44,17 @@ class _Replicates:
         return self.kept[key]
 
     def oof(self, arm, grid, kind='tta', metric='auc', by_fold=True, n=None):
-        "Replicates [1 + n, S, K, L] on the out-of-fold films"
+        "Replicates [1 + n, S, K, L] on the out-of-fold films; all arms that have the cells are drawn together"
         n, study = self.n_boot if n is None else n, self.study
-        def draw():
+        if (arm, grid, kind, metric, by_fold, n) not in self.kept:
+            arms = [arm] if not n else [a for a in study.arms if all((a, s, f) in study.cells for s in grid[0] for f in grid[1])]
             films, folds = study.films(grid[1]), None
             if by_fold: folds = films.fold
-            y, p = study.targets(grid[1]), study.probs(arm, grid, kind)
-            return bootstrap(y, p, films.patient, folds, metric, n, self.seed, study.labels)
-        return self._kept((arm, grid, kind, metric, by_fold, n), draw)
+            y, p = study.targets(grid[1]), np.concatenate([study.probs(a, grid, kind) for a in arms])
+            found = bootstrap(y, p, films.patient, folds, metric, n, self.seed, study.labels)
+            parts = np.split(found, len(arms), axis=1)
+            self.kept |= {(a, grid, kind, metric, by_fold, n): part for a, part in zip(arms, parts)}
+        return self.kept[arm, grid, kind, metric, by_fold, n]
 
     def locked(self, arm, grid):
         "Replicates [1 + n_boot, S, 1, L] of the fold ensembles on the locked patients, drawn independently of the out-of-fold ones"
@@ -259,7 +262,7 @@ def _details(study, arm, n_boot, seed):
     ece = as_is.ece.join(scaled.ece.add_prefix('scaled_')) if several else as_is.ece
     reliability = pd.concat([as_is.table.assign(scaled=False)] + [scaled.table.assign(scaled=True)] * several, ignore_index=True)
     return dict(calibration=ece.rename_axis('label').reset_index(), reliability=reliability,
-                points=operating_points(y, p, films.fold, labels=study.labels),
+                points=operating_points(y, p, films.fold, labels=study.labels, **more),
                 subgroups=subgroups(y, p, films.patient, _people(films), study.labels, n_boot=n_boot, seed=seed),
                 worst=_worst(films, y, q, study.labels))
 

@@ -22,10 +22,10 @@ LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
 FLOORS = [
     {'core'},
     {'data', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
-    {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'power', 'headroom'},
-    {'callbacks', 'programs', 'results', 'tables', 'corrections', 'kept'},
-    {'train', 'controls', 'report'},
-    {'study', 'predict'},
+    {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'decisions', 'power', 'headroom', 'sheets'},
+    {'callbacks', 'programs', 'results', 'tables', 'corrections', 'kept', 'predictions'},
+    {'train', 'controls', 'figures', 'report'},
+    {'study', 'predict', 'evaluate'},
     {'ablation', 'localise', 'export', 'validate'},
     {'commands'},
 ]
