@@ -65,7 +65,8 @@ def arm_and_seed(
     return (found[1], int(found[2])) if found else (name, None)
 
 # %% ../nbs/06i_predictions.ipynb #b709a05d
-_IN_NAMES = {r'.*\b(patient\d{3,})/': 'CheXpert', r'.*\b(p1\d{7})/': 'MIMIC-CXR', r'(?:.*/)?(\d{8})_\d{3}$': 'NIH', r'(?:.*/)?([^_/]+)_[^_/]+_[^_/]+$': 'Grand X-Ray Slam'}
+_IN_NAMES = {r'.*\b(patient\d{3,})/': 'CheXpert', r'.*\b(p1\d{7})/': 'MIMIC-CXR', r'(?:.*/)?(\d{8})_\d{3}$': 'NIH',
+             r'(?:.*/)?([^_/]+)_[^_/]+_[^_/]+$': 'Grand X-Ray Slam'} # how data sets write the patient into a film's name
 
 def _patients(sheets, notes):
     "The patient of each film, as text"
@@ -73,7 +74,8 @@ def _patients(sheets, notes):
     if found is not None:
         found = found.astype(str).str.strip()
         lost = np.flatnonzero(found.isin(['', 'nan', '<NA>']))
-        if len(lost): raise DataError(f'{len(lost):,} films have no patient (first {sheets[0].films.film.iloc[lost[0]]}): fill in the column')
+        first = sheets[0].films.film.iloc[lost[:1]].tolist()
+        if first: raise DataError(f'{len(lost):,} films have no patient (first {first[0]}): fill in the column')
         return found
     names = spelled(sheets[0].films.film)
     for pattern, whose in _IN_NAMES.items():
@@ -188,7 +190,8 @@ def _score_numbers(scores, films, source):
     for j, name in enumerate(scores):
         out[:, j], text = number_column(scores[name])
         refuse_value(text, scores[name], films, name, source, 'a score is a number')
-        refuse_value(~np.isfinite(out[:, j]), scores[name], films, name, source, 'a film without a score cannot be judged; predict it or remove it')
+        lost = ~np.isfinite(out[:, j])
+        refuse_value(lost, scores[name], films, name, source, 'a film without a score cannot be judged: predict it, or remove it')
     return out
 
 def _as_logits(x, names, films, source, logits):
@@ -200,8 +203,8 @@ def _as_logits(x, names, films, source, logits):
         i, j = np.argwhere(outside)[0]
         why = 'the other findings are within 0 to 1' if not columns.all() else 'nothing is below 0, as logits would be'
         why = 'a probability is within 0 to 1' if logits is False else why
-        raise DataError(f'{source}: {names[j]} is {x[i, j]:g} for {films.iloc[i]}, and {why}: give probabilities, or logits of all findings '
-                        '(logits=True, --logits)')
+        raise DataError(f'{source}: {names[j]} is {x[i, j]:g} for {films.iloc[i]}, and {why}: '
+                        'give probabilities, or logits of all findings (logits=True, --logits)')
     tiny, below_one = np.nextafter(0, 1), np.nextafter(1, 0)
     return logit(np.clip(x, tiny, below_one))
 
@@ -212,6 +215,8 @@ def _named(files):
     if not isinstance(files, dict):
         stems = [re.sub(r'(\.csv|\.tsv|\.txt|\.parquet)?(\.gz)?$', '', Path(f).name) if not isinstance(f, pd.DataFrame) else f'model{i}'
                  for i, f in enumerate(files)]
+        same = [s for s in stems if stems.count(s) > 1]
+        if same: raise DataError(f'{stems.count(same[0])} files are called {same[0]}: say which arms they are (ARM=FILE)')
         return [(*arm_and_seed(stem), f) for stem, f in zip(stems, files)]
     tables = [(name, f) for name, fs in files.items() for f in (fs if isinstance(fs, (list, tuple)) else [fs])]
     return [(*arm_and_seed(name), f) for name, f in tables]
@@ -284,7 +289,8 @@ def _checked_classes(y, notes):
     "Say which findings have one class only; refuse when all do"
     why = {l: no_auc(y[l].to_numpy()) for l in y}
     one = {l: w for l, w in why.items() if w}
-    if len(one) == len(why): raise DataError(f'no finding has both classes ({few(f"{l}: {w}" for l, w in one.items())}): nothing can be judged')
+    said = few(f'{l}: {w}' for l, w in one.items())
+    if len(one) == len(why): raise DataError(f'no finding has both classes ({said}): nothing can be judged')
     notes += [f'{l} has no AUC: {w}' for l, w in one.items()]
 
 # %% ../nbs/06i_predictions.ipynb #ec44c9af
@@ -300,7 +306,8 @@ def _predicted(sheets, named, labels, names, order, notes):
         arms += [(arm, seed if own is None else own, sheet, scores) for arm, own, scores in found]
         if unused: notes.append(f'not used of {sheet.source}: {few(unused, 6)}')
         if not found:
-            raise DataError(f'no column of {sheet.source} stands for a finding of the labels ({few(labels, 20)}): it has {few(sheet.values, 20)}')
+            raise DataError(f'no column of {sheet.source} stands for a finding of the labels ({few(labels, 20)}): '
+                            f'it has {few(sheet.values, 20)}')
         for finding, called in stood.items(): stands.setdefault(finding, set()).update(called)
     return _numbered(arms), stands
 
@@ -331,7 +338,8 @@ def read_predictions(
     "Predictions of any model as a study"
     check_known([uncertain], _POLICIES, 'policy for uncertain labels')
     named, separate, columns, names, notes = _named(files), labels is not None, columns or {}, names or {}, []
-    sheets = [read_sheet(labels, columns, False)] * separate + [read_sheet(t, columns, True) for *_, t in named]
+    sheets = [read_sheet(labels, columns, False)] if separate else []
+    sheets += [read_sheet(t, columns, True) for *_, t in named]
     check_columns(columns, sheets)
     key_films(sheets)
     sheets, left = same_films(sheets, only_shared)

@@ -159,6 +159,8 @@ class Study:
     @property
     def made_up(self): return self.config.get('data') if self.config.get('data') in ('phantom', 'simulated') else ''
     @property
+    def trained(self): return 'files' not in self.config # were models trained, or predictions read?
+    @property
     def has_locked(self): return any(c.get('locked') is not None for c in self.cells.values())
 
     def grid(self,

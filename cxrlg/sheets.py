@@ -50,7 +50,8 @@ def _roles(header, columns, source):
         usual = [c for n in names.split() for c in header if plain_name(c) == n]
         if role in columns or usual: found[role] = columns.get(role) or usual[0]
     if 'film' not in found:
-        raise DataError(f'{source} has no column for the film (image, film, file ...): say which it is with columns film=COLUMN; it has {few(header)}')
+        raise DataError(f'{source} has no column for the film (image, film, file ...): say which it is with columns film=COLUMN; '
+                        f'it has {few(header)}')
     return found
 
 # %% ../nbs/00d_sheets.ipynb #81a8a0c0
@@ -217,7 +218,8 @@ def key_films(sheets):
     spellings = [spelled(s.films.film) for s in sheets]
     for sheet, names in zip(sheets, spellings):
         twice = sheet.films.film[names.duplicated()]
-        if len(twice): raise DataError(f'{sheet.source}: {len(twice):,} films are there more than once ({few(twice)}): keep one row of each')
+        if not len(twice): continue
+        raise DataError(f'{sheet.source}: {len(twice):,} films are there more than once ({few(twice)}): keep one row of each')
     best = -1
     for how in (lambda n: n, _without_folder, _last_part):
         keys = [how(n) for n in spellings]
