@@ -9,10 +9,12 @@ __all__ = ['INACTIVE', 'FREQUENT', 'layer_said', 'counted_up', 'locked_table', '
 import numpy as np
 import pandas as pd
 from scipy.special import expit
+from tqdm import tqdm
 
 from .calibration import (age_bands, calibration, cross_calibrated, fit_platt, operating_points, rescaled,
                                subgroups)
 from .core import DataError, clip_logit
+from .decisions import decision_curves, group_gaps
 from .eval import (ADJUSTED, METRICS, at_an_end, bootstrap, class_counts, delong, ensemble, film_log_loss, holm,
                         known_mean, label_statistics, macro_auc, no_auc, paired_changes, percentile_interval, scores,
                         single_patient, verdict)
@@ -62,14 +64,17 @@ class _Replicates:
         return self.kept[key]
 
     def oof(self, arm, grid, kind='tta', metric='auc', by_fold=True, n=None):
-        "Replicates [1 + n, S, K, L] on the out-of-fold films"
+        "Replicates [1 + n, S, K, L] on the out-of-fold films; all arms that have the cells are drawn together"
         n, study = self.n_boot if n is None else n, self.study
-        def draw():
+        if (arm, grid, kind, metric, by_fold, n) not in self.kept:
+            arms = [arm] if not n else [a for a in study.arms if all((a, s, f) in study.cells for s in grid[0] for f in grid[1])]
             films, folds = study.films(grid[1]), None
             if by_fold: folds = films.fold
-            y, p = study.targets(grid[1]), study.probs(arm, grid, kind)
-            return bootstrap(y, p, films.patient, folds, metric, n, self.seed, study.labels)
-        return self._kept((arm, grid, kind, metric, by_fold, n), draw)
+            y, p = study.targets(grid[1]), np.concatenate([study.probs(a, grid, kind) for a in arms])
+            found = bootstrap(y, p, films.patient, folds, metric, n, self.seed, study.labels)
+            parts = np.split(found, len(arms), axis=1)
+            self.kept |= {(a, grid, kind, metric, by_fold, n): part for a, part in zip(arms, parts)}
+        return self.kept[arm, grid, kind, metric, by_fold, n]
 
     def locked(self, arm, grid):
         "Replicates [1 + n_boot, S, 1, L] of the fold ensembles on the locked patients, drawn independently of the out-of-fold ones"
@@ -109,14 +114,14 @@ def _arm_row(study, reps, arm, level, use):
                 own_change=mean[0, -1] - before, layer=layer_said(mean[0, -1] - before))
 
 def _compared(study, locked=False):
-    "The arms that can be compared with `none`, with the seeds and folds that both have"
-    if 'none' not in study.arms: return {}
-    grids = {a: study.grid('none', a, locked=locked) for a in study.arms if a != 'none'}
+    "The arms that can be compared with the reference, with the seeds and folds that both have"
+    if study.reference not in study.arms: return {}
+    grids = {a: study.grid(study.reference, a, locked=locked) for a in study.arms if a != study.reference}
     return {a: g for a, g in grids.items() if g[1]}
 
 def _paired(study, reps, arm, grid, use=slice(None), metric='auc', level=.95):
     "Paired table of an arm against `none`"
-    a, b = (label_statistics(reps.oof(x, grid, metric=metric)[..., use]) for x in ('none', arm))
+    a, b = (label_statistics(reps.oof(x, grid, metric=metric)[..., use]) for x in (study.reference, arm))
     return paired_changes(a, b, np.array(study.labels, dtype=object)[use].tolist(), level, reps.unknown(grid[1], metric, use))
 
 def _judged(t, t90, margin):
@@ -126,11 +131,11 @@ def _judged(t, t90, margin):
 
 def _comparison(study, reps, arm, margin, use):
     "The columns that compare an arm with `none`"
-    if arm == 'none' or 'none' not in study.arms: return {}
+    if arm == study.reference or study.reference not in study.arms: return {}
     grid = _compared(study).get(arm)
-    if grid is None: return dict(verdict='no fold in common with none')
+    if grid is None: return dict(verdict=f'no fold in common with {study.reference}')
     t, t90 = (_paired(study, reps, arm, grid, use, level=level).loc['macro'] for level in (.95, .9))
-    a, b = (known_mean(reps.oof(x, grid)[0][..., use], 2) for x in ('none', arm))
+    a, b = (known_mean(reps.oof(x, grid)[0][..., use], 2) for x in (study.reference, arm))
     return dict(change=t.change, change_low=t.low, change_high=t.high, change_seed_sd=_spread(known_mean(b - a, 1)),
                 folds_up=counted_up((b - a).mean(0)), p=t.p) | _judged(t, t90, margin)
 
@@ -206,7 +211,7 @@ def _delong(study, level):
     "DeLong's test of each label of each arm against `none`: pooled out-of-fold films, probabilities averaged over seeds"
     tables = {}
     for arm, grid in _compared(study).items():
-        a, b = (ensemble(study.probs(x, grid)) for x in ('none', arm))
+        a, b = (ensemble(study.probs(x, grid)) for x in (study.reference, arm))
         tables[arm] = delong(study.targets(grid[1]), a, b, study.films(grid[1]).patient, study.labels, level)
     return _tagged(tables)
 
@@ -271,20 +276,26 @@ def _people(films):
     "The variables that films are grouped by"
     return pd.DataFrame({c: age_bands(films[c]) if c == 'age' else films[c] for c in ('sex', 'age', 'view') if c in films})
 
-def _details(study, arm, n_boot, seed):
-    "Calibration, operating points, subgroups and worst films of one arm"
+def _details(study, arm, n_boot, seed, say):
+    "Calibration, operating points, decisions, subgroups and worst films of one arm"
     grid = study.grid(arm)
     films, y, p = study.films(grid[1]), study.targets(grid[1]), ensemble(study.probs(arm, grid))
     more = dict(patients=films.patient, n_boot=n_boot, seed=seed)
+    say('calibration')
     several, as_is = len(grid[1]) > 1, calibration(y, p, **more)
     q = cross_calibrated(y, clip_logit(p, 1e-7), films.fold) if several else p
     scaled = calibration(y, q, labels=study.labels, **more)
     ece = as_is.ece.join(scaled.ece.add_prefix('scaled_')) if several else as_is.ece
     reliability = pd.concat([as_is.table.assign(scaled=False)] + [scaled.table.assign(scaled=True)] * several, ignore_index=True)
-    return dict(calibration=ece.rename_axis('label').reset_index(), reliability=reliability,
-                points=operating_points(y, p, films.fold, labels=study.labels),
-                subgroups=subgroups(y, p, films.patient, _people(films), study.labels, n_boot=n_boot, seed=seed),
-                worst=_worst(films, y, q, study.labels))
+    say('operating points')
+    points = operating_points(y, p, films.fold, labels=study.labels, **more)
+    say('decisions')
+    decisions = decision_curves(y, q, labels=study.labels, **more)
+    gaps = group_gaps(y, p, films.patient, _people(films), films.fold, study.labels)
+    say('subgroups')
+    groups = subgroups(y, p, films.patient, _people(films), study.labels, n_boot=n_boot, seed=seed)
+    return dict(calibration=ece.rename_axis('label').reset_index(), reliability=reliability, points=points, subgroups=groups,
+                decisions=decisions, gaps=gaps, worst=_worst(films, y, q, study.labels))
 
 # %% ../nbs/06da_tables.ipynb #65e78230
 def _locked_before(study, arm, grid, use):
@@ -318,7 +329,7 @@ def _locked_change(study, reps, arm, use, level, margin):
     "The columns that compare an arm with `none` on the locked patients"
     grid = _compared(study, locked=True).get(arm)
     if grid is None: return {}
-    a, b = (label_statistics(reps.locked(x, grid)[..., use]) for x in ('none', arm))
+    a, b = (label_statistics(reps.locked(x, grid)[..., use]) for x in (study.reference, arm))
     names, unknown = [study.labels[i] for i in use], reps.unknown('locked', use=use)
     t, t90 = (paired_changes(a, b, names, l, unknown).loc['macro'] for l in (level, .9))
     return dict(change=t.change, change_low=t.low, change_high=t.high, p=t.p) | _judged(t, t90, margin)
@@ -364,7 +375,7 @@ def _power(study, reps, margin):
     "Precision and power of each comparison with `none`; empty without one"
     rows = []
     for (name, use), (arm, grid) in [(s, c) for s in _label_sets(study).items() for c in _compared(study).items()]:
-        e = error_parts(*(reps.oof(x, grid)[..., use] for x in ('none', arm)), study.films(grid[1]).patient.nunique())
+        e = error_parts(*(reps.oof(x, grid)[..., use] for x in (study.reference, arm)), study.films(grid[1]).patient.nunique())
         rows.append(dict(arm=arm, positives=name, labels=len(use), patients=e.patients, seeds=e.seeds, change=e.change,
                          se=e.se(), df=e.df(),
                          se_patients=np.hypot(e.shared, e.own / np.sqrt(e.seeds)), sd_training=e.training,
@@ -411,27 +422,42 @@ def _no_headline(study, labels):
     notes = {a: labels[(labels.arm == a) & (labels.note != '') & (labels.label != 'macro')] for a in study.arms}
     return [f'no macro AUC: {"; ".join(t.label + ": " + t.note)}' if len(t) == len(study.labels) else '' for t in notes.values()]
 
+def _progress(bar, total=7):
+    "Function that says which part of the tables is computed"
+    progress = tqdm(total=total, unit='part', disable=not bar, leave=False)
+    def say(name):
+        progress.set_description(f'tables: {name}')
+        progress.update()
+        if progress.n == total: progress.close()
+    return say
+
 def summarise(
     study, # a `Study`, or its folder
     n_boot:int=2000, # bootstrap replicates
     seed:int=0, # random seed of the bootstrap
     level:float=0.95, # confidence level
     margin:float=0.005, # largest change of macro AUC that does not matter
+    bar:bool=False, # show a progress bar?
 )->dict: # name -> DataFrame
     "Every table of a study: arms, labels, changes, tests, locked patients, power, films, couplings, calibration, subgroups, worst films"
     study = as_study(study)
     if not n_boot >= 1: raise DataError(f'n_boot={n_boot} must be 1 or more')
-    reps, scale = _Replicates(study, n_boot, seed), fit_calibration(study)
+    reps, say = _Replicates(study, n_boot, seed), _progress(bar)
+    say('scale')
+    scale = fit_calibration(study)
+    say('arms')
     arms, labels, locked = _arms(study, reps, level, margin), _labels(study, reps, level), _locked(study, reps, margin, level)
     if len(locked):
         held = locked[locked.positives == 'all'].set_index('arm')[['locked', 'low', 'high']]
         arms = arms.join(held.rename(columns=dict(low='locked_low', high='locked_high')), on='arm')
     if arms['mean'].isna().any(): arms['note'] = _no_headline(study, labels)
+    say('metrics')
     pairs = _pairs(study, reps, level)
     folds = tuple(sorted({f for a in study.arms for f in study.grid(a)[1]}))
-    return dict(arms=arms, frequent=_frequent(study, reps, level, margin), labels=labels,
-                changes=_tagged({a: t.drop(columns=['a', 'b']) for a, t in pairs['auc'].items()}), delong=_delong(study, level),
-                metrics=_metrics(study, reps, pairs), locked=locked, locked_labels=_locked_labels(study, reps, level),
-                locked_calibration=_locked_calibration(study, scale, n_boot, seed), power=_power(study, reps, margin),
-                flow=_flow(study, folds), prevalence=_prevalence(study, folds), couplings=_couplings(study), scale=scale,
-                **_details(study, best_arm(arms), n_boot, seed))
+    tables = dict(arms=arms, frequent=_frequent(study, reps, level, margin), labels=labels,
+                  changes=_tagged({a: t.drop(columns=['a', 'b']) for a, t in pairs['auc'].items()}), delong=_delong(study, level),
+                  metrics=_metrics(study, reps, pairs), locked=locked, locked_labels=_locked_labels(study, reps, level),
+                  locked_calibration=_locked_calibration(study, scale, n_boot, seed), power=_power(study, reps, margin),
+                  flow=_flow(study, folds), prevalence=_prevalence(study, folds), couplings=_couplings(study), scale=scale)
+    reps.kept.clear()
+    return tables | _details(study, best_arm(arms), n_boot, seed, say)
