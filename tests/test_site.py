@@ -7,6 +7,8 @@ import pickle
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -360,6 +362,7 @@ onload = () => {
 };</script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('chromium'), reason='Chromium is not on the PATH')
 def test_nothing_scrolls_the_page_sideways_on_a_phone(tmp_path):
     cells_of = lambda tag: ''.join(f'<{tag}>column_{i}_of_many</{tag}>' for i in range(12))
@@ -370,3 +373,52 @@ def test_nothing_scrolls_the_page_sideways_on_a_phone(tmp_path):
     run = subprocess.run(['chromium', *flags, '--dump-dom', (tmp_path/'measure.html').as_uri()], capture_output=True, text=True, timeout=120)
     width, scrolled, moved = (float(o) for o in re.search(r'data-found="([^"]+)"', run.stdout)[1].split())
     assert width <= 390 and scrolled == 200 and abs(moved) < 3, 'the table scrolls in its box, and its first column stays'
+
+
+# ---- the tutorial
+
+def fences(path): return re.findall(r'^```(?:\{?\.?(\w+)(?: filename="([^"]+)")?\}?)?\n(.*?)\n?^```$', path.read_text(), flags=re.M | re.S)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A fresh folder with the files that the tutorial says to save"
+    here = tmp_path_factory.mktemp('tutorial')
+    for _, name, text in fences(NBS/'tutorial.qmd'):
+        if name: (here/name).write_text(text + '\n')
+    return here
+
+
+def typed(command, folder):
+    "What a command of the tutorial prints"
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    env = os.environ | dict(PYTHONPATH=str(ROOT), PATH=path, CUDA_VISIBLE_DEVICES='')
+    run = subprocess.run(['sh', '-ec', command], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tutorial_answer_as_it_says(folder):
+    "All but the two long ones, in their order: what is printed below a command is what it prints"
+    steps = [(language, text) for language, name, text in fences(NBS/'tutorial.qmd') if not name]
+    quick = 0
+    for (language, command), (after, said) in zip(steps, steps[1:]):
+        long = 'cxrlg_' in command or 'predictions.csv' in command
+        if language != 'sh' or long or command.startswith('mkdir'): continue
+        printed = typed(command, folder)
+        if not after: assert [o.rstrip() for o in printed.splitlines()] == [o.rstrip() for o in said.splitlines()], command
+        quick += 1
+    assert quick >= 5 and len(list((folder/'films').glob('*.png'))) == 422
+
+
+def test_the_configuration_of_the_tutorial_is_six_folds(folder):
+    from cxrlg.study import expand, read_config
+    jobs = expand(read_config(folder/'mine.yaml', dict(data_dir=str(folder/'films'))))
+    assert len(jobs) == 6 and {job.arm for job in jobs} == {'none', 'prox'}
+
+
+def test_every_word_of_the_glossary_has_a_place_and_a_sentence():
+    words = re.findall(r'^\[([^\]]+)\]\{#([\w-]+)\}\n:   (.+)$', prose(NBS/'glossary.qmd'), flags=re.M)
+    assert len(words) >= 40 and len({anchor for _, anchor, _ in words}) == len(words)
+    for word, anchor, said in words: assert slug(word) == anchor and said.endswith('.')
