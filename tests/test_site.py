@@ -13,8 +13,11 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from fastcore.basics import AttrDict
 
+import site_pages
 from conftest import ROOT
+from cxrlg._pages import ParameterTable, parameter_rows, unlink_private
 from cxrlg.core import DataError
 
 GITHUB = ROOT/'.github'
@@ -422,3 +425,50 @@ def test_every_word_of_the_glossary_has_a_place_and_a_sentence():
     words = re.findall(r'^\[([^\]]+)\]\{#([\w-]+)\}\n:   (.+)$', prose(NBS/'glossary.qmd'), flags=re.M)
     assert len(words) >= 40 and len({anchor for _, anchor, _ in words}) == len(words)
     for word, anchor, said in words: assert slug(word) == anchor and said.endswith('.')
+
+
+# ---- what is made from the code
+
+@pytest.mark.parametrize('file', ['names.qmd', 'parameters.qmd', 'command_line.qmd'])
+def test_made_pages_are_those_of_the_code(file):
+    "`python tests/site_pages.py` writes them again"
+    made = dict(names=site_pages.names_page, parameters=site_pages.parameters_page, command_line=site_pages.commands_page)
+    assert (NBS/file).read_text() == made[file.removesuffix('.qmd')](), 'the code has changed: python tests/site_pages.py'
+
+
+def example(
+    x:int, # a number, or `None`
+    way:str|None='a|b', # one | other
+    *rest, # more of them
+) -> list: # what is found
+    "Find something\n\nAnd much more."
+
+
+def test_parameters_are_a_table():
+    text = ParameterTable(example)._repr_markdown_()
+    assert '\nexample(x, way=\'a|b\', *rest)\n' in text and '*Find something*' in text and 'And much more' not in text
+    assert "| `x` | `int` |  | a number, or `None` |\n| `way` | `str or None` | `'a\\|b'` | one \\| other |\n| `*rest` |  |  | more of them |" in text
+    assert '| **returns** | `list` |  | what is found |' in text
+
+
+def test_parameters_of_a_class_and_of_a_configuration():
+    from cxrlg.predict import Predictor
+    from cxrlg.train import TrainConfig
+    rows = {name: rest for name, *rest in parameter_rows(Predictor)}
+    assert rows['raw'][:2] == ['bool', 'False'] and 'self' not in rows
+    text = ParameterTable(TrainConfig)._repr_markdown_()
+    assert '__main__' not in text and 'TrainConfig(...)' in text and "| `group` | `str` | `'patient'` |" in text
+    assert len(parameter_rows(TrainConfig)) == len(TrainConfig.table())
+
+
+def test_the_site_shows_names_so():
+    cfg = settings()
+    assert cfg['renderer'] == 'cxrlg._pages.ParameterTable' and cfg['procs'] == 'cxrlg._pages:unlink_private'
+
+
+def test_only_documented_names_are_links():
+    site = 'https://cxrlg.github.io/cxrlg/eval.html'
+    known, private = f'[`macro_auc`]({site}#macro_auc)', f'[`simulate`]({site}#simulate){{.x}}'
+    cell = AttrDict(cell_type='markdown', source=f'{known} and {private} and [`other`](run.qmd)')
+    unlink_private(cell)
+    assert cell.source == f'{known} and `simulate` and [`other`](run.qmd)'
