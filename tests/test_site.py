@@ -2,6 +2,7 @@
 import ast
 import configparser
 import functools
+import importlib
 import os
 import pickle
 import re
@@ -472,3 +473,39 @@ def test_only_documented_names_are_links():
     cell = AttrDict(cell_type='markdown', source=f'{known} and {private} and [`other`](run.qmd)')
     unlink_private(cell)
     assert cell.source == f'{known} and `simulate` and [`other`](run.qmd)'
+
+
+# ---- texts
+
+TEXTS = sorted(NBS.glob('*.qmd'))
+MADE = {'names.qmd', 'parameters.qmd', 'command_line.qmd', 'index.qmd'}
+
+
+def sentences(text):
+    "The sentences outside of tables and code, links as their words"
+    plain = LINK.sub(r'\1', re.sub(r'^(`{3,}).*?^\1', '', text, flags=re.M | re.S))
+    for part in re.split(r'\n\s*\n|\n(?=[-*:>#] )|^\|.*$', plain, flags=re.M): yield from re.split(r'(?<=[.!?])\s+', ' '.join(part.split()))
+
+
+@pytest.mark.parametrize('path', [p for p in TEXTS if p.name not in MADE], ids=lambda p: p.stem)
+def test_no_sentence_of_a_text_is_longer_than_35_words(path):
+    assert [s for s in sentences(prose(path)) if len(s.split()) > 35] == []
+
+
+@pytest.mark.parametrize('path', TEXTS, ids=lambda p: p.stem)
+def test_what_a_text_imports_is_there(path):
+    for module, names in re.findall(r'^from (cxrlg[\w.]*) import ([\w, ]+)$', path.read_text(), flags=re.M):
+        room = importlib.import_module(module)
+        assert all(hasattr(room, name) for name in names.split(', ')), f'{module}: {names}'
+        shown = getattr(room, '__all__', names.split(', '))
+        assert set(names.split(', ')) <= set(shown), f'{module} does not give away {names}'
+
+
+def test_every_question_has_an_anchor_and_a_cure_below_its_message():
+    entries = re.split(r'^### ', prose(NBS/'faq.qmd'), flags=re.M)[1:]
+    assert len(entries) >= 26
+    for entry in entries:
+        head, _, rest = entry.partition('\n')
+        assert re.search(r'\{#[\w-]+\}$', head), head
+        parts = [p for p in rest.split('\n\n') if p.strip() and not p.startswith('## ')]
+        assert len(parts) >= 1 + parts[0].lstrip().startswith('>') and not parts[-1].lstrip().startswith('>'), f'{head}: no cure'
