@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
@@ -509,3 +510,57 @@ def test_every_question_has_an_anchor_and_a_cure_below_its_message():
         assert re.search(r'\{#[\w-]+\}$', head), head
         parts = [p for p in rest.split('\n\n') if p.strip() and not p.startswith('## ')]
         assert len(parts) >= 1 + parts[0].lstrip().startswith('>') and not parts[-1].lstrip().startswith('>'), f'{head}: no cure'
+
+
+# ---- rendered pages, where `make docs` has made them
+
+DOCS = ROOT/'_docs'
+
+
+class Faults(HTMLParser):
+    "What is wrong with one rendered page; its anchors and links are kept for the others"
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.anchors, self.links, self.inside = [], set(), [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        said = dict(attrs)
+        if said.get('id'): self.anchors.add(said['id'])
+        if tag == 'a' and said.get('href'): self.links.append(said['href'])
+        if tag == 'img' and not said.get('alt') and 'aria-hidden' not in said: self.found.append(f'no alternative text: {said.get("src", "")[:60]}')
+        if tag in {'code', 'h1', 'h2', 'h3', 'h4'}: self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and self.inside[-1] == tag: self.inside.pop()
+
+    def handle_data(self, text):
+        if 'code' in self.inside and '](http' in text: self.found.append(f'a raw link in code: {text[:60]}')
+        if self.inside and self.inside[-1] != 'code' and text.rstrip().endswith(' -'): self.found.append(f'a heading with a dash: {text[:60]}')
+
+
+def faults(folder):
+    "Page -> what is wrong with it, links to places that are not there among it"
+    read = {p.name: Faults(p.read_text()) for p in sorted(folder.glob('*.html'))}
+    for page in read.values():
+        for link in page.links:
+            other, _, anchor = link.partition('#')
+            other = other.removeprefix('./')
+            if re.match(r'\w+:', link) or (other and not other.endswith('.html')): continue
+            there = read.get(other) if other else page
+            if there is None: page.found.append(f'no such page: {link}')
+            elif anchor and anchor not in there.anchors: page.found.append(f'no such place: {link}')
+    return {name: page.found for name, page in read.items() if page.found}
+
+
+def test_faults_of_rendered_pages_are_seen(tmp_path):
+    (tmp_path/'good.html').write_text('<h2 id="a">A</h2><img src="x.png" alt="A picture"><a href="#a">a</a><a href="https://x.y/#z">x</a><code>[a](b)</code>')
+    (tmp_path/'bad.html').write_text('<h3 id="b">EMA -</h3><img src="x.png"><a href="good.html#z">a</a><a href="none.html">b</a><code>[a](https://x.y)</code>')
+    assert list(faults(tmp_path)) == ['bad.html']
+    assert [f.partition(':')[0] for f in faults(tmp_path)['bad.html']] == [
+        'a heading with a dash', 'no alternative text', 'a raw link in code', 'no such place', 'no such page']
+
+
+@pytest.mark.skipif(not (DOCS/'index.html').is_file(), reason='the site has not been rendered: make docs')
+def test_rendered_pages_have_no_fault():
+    assert faults(DOCS) == {}
