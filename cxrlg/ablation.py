@@ -13,12 +13,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import yaml
 from fastcore.script import Param, call_parse
 from scipy.special import expit
 from scipy.stats import norm
 
-from .core import DataError, runs_dir
+from .core import DataError, read_yaml, runs_dir
 from .corrections import Outputs
 from .eval import holm, paired_bootstrap, verdict
 from .kept import oof_logits
@@ -65,9 +64,7 @@ def read_ablation(
 ) -> dict: # set -> variant -> configuration as from `read_config`, `full` first; the study is named `SET_VARIANT`
     "Read an ablation and refuse what cannot be trained"
     path = Path(path)
-    if not path.is_file(): raise DataError(f'there is no ablation {path}')
-    try: d = _mapping(yaml.safe_load(path.read_text(encoding='utf-8')), 'the file', path)
-    except (UnicodeDecodeError, yaml.YAMLError) as e: raise DataError(f'{path} is not valid YAML: {" ".join(str(e).split())}') from e
+    d = _mapping(read_yaml(path, 'ablation'), 'the file', path)
     if extra := set(d) ^ {'sets', 'variants'}:
         raise DataError(f'{path}: an ablation has the two entries sets and variants; {sorted(map(str, extra))[0]} is missing or unknown')
     known, variants = _mapping(d['sets'], 'sets', path), {'full': {}} | _mapping(d['variants'], 'variants', path)

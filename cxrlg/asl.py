@@ -13,6 +13,16 @@ from torch.nn import functional as F
 from .core import DataError
 
 # %% ../nbs/03_asl.ipynb #615659fe
+def _refuse(odd):
+    if odd: raise DataError('targets hold values below 0 or above 1: 1 is present, 0 absent, NaN unknown; -1 (uncertain) has to become one of them')
+
+def _send(flag):
+    "Copy a flag from the GPU without waiting; the copy, and a function that tells whether it has arrived"
+    answer, arrived = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+    answer.copy_(flag, non_blocking=True)
+    arrived.record()
+    return answer, arrived.query
+
 class AsymmetricLoss(nn.Module):
     "Asymmetric Loss for multilabel targets (Ridnik et al., ICCV 2021), in float32, with unknown targets masked"
     def __init__(self,
@@ -27,12 +37,31 @@ class AsymmetricLoss(nn.Module):
         if min(gamma_neg, gamma_pos) < 0 or not 0 <= clip < 1:
             raise DataError(f'gamma_neg={gamma_neg}, gamma_pos={gamma_pos}, clip={clip}: gammas are >= 0 and clip lies in [0, 1)')
         self.gamma_neg, self.gamma_pos, self.clip, self.reduction, self.focus_grad = gamma_neg, gamma_pos, clip, reduction, focus_grad
+        self.odd, self.sent = None, None # on a GPU: were there targets that cannot be meant; the answer that is on its way
 
     def forward(self,
         logits:torch.Tensor, # [b, L], any floating type
         targets:torch.Tensor, # [b, L]: 1 present, 0 absent, NaN unknown
     ) -> torch.Tensor: # float32 scalar, or [b, L] with reduction='none'
+        if logits.shape != targets.shape:
+            raise DataError(f'logits have shape {tuple(logits.shape)} and targets {tuple(targets.shape)}: '
+                            'give one target a logit (for a single finding, targets[:, None])')
+        if not torch.compiler.is_compiling(): self._refuse_odd(targets)
         with torch.autocast(logits.device.type, enabled=False): return self._loss(logits.float(), targets.float())
+
+    def _refuse_odd(self, targets):
+        "Refuse targets below 0 or above 1: at once, or on a GPU as soon as the answer has arrived, for which nothing waits"
+        odd = ((targets < 0) | (targets > 1)).any()
+        if targets.device.type != 'cuda': return _refuse(odd)
+        self.odd = odd if self.odd is None else self.odd | odd
+        if self.sent is not None:
+            answer, arrived = self.sent
+            if not arrived(): return
+            if answer: self.odd = self.sent = None
+            _refuse(answer)
+        self.sent = _send(self.odd)
+
+    def __getstate__(self): return self.__dict__ | dict(odd=None, sent=None)
 
     def _loss(self, z, y):
         known = ~torch.isnan(y)

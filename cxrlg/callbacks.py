@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
+from fastcore.basics import patch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
@@ -149,63 +150,74 @@ class StepGuard(Callback):
 
     def before_train(self): self.kept, self.steps = [_flat(t) for t in self.stats], 0
 
-    @torch.no_grad()
-    def after_backward(self):
-        "Judge the batch, and put back the batch-norm statistics that a bad one has moved"
-        now = [_flat(t) for t in self.stats]
-        ok = torch.isfinite(self.loss)
-        if now: ok = ok & torch.isfinite(now[0]).all()
-        self.kept = [torch.where(ok, n, k) for n, k in zip(now, self.kept)]
-        for t, k in zip(self.stats, self.kept): _put_back(t, k)
-        count, run, begin, last = self.counts.unbind()
-        begin = torch.where((run == 0) & ~self.poison, self.epoch*self.n_iter + self.iter, begin)
-        self.counts, self.poison = torch.stack([count, run, begin, last]), self.poison | ~ok
+# %% ../nbs/05a_callbacks.ipynb #16a00002
+@patch
+@torch.no_grad()
+def after_backward(self:StepGuard):
+    "Judge the batch, and put back the batch-norm statistics that a bad one has moved"
+    now = [_flat(t) for t in self.stats]
+    ok = torch.isfinite(self.loss)
+    if now: ok = ok & torch.isfinite(now[0]).all()
+    self.kept = [torch.where(ok, n, k) for n, k in zip(now, self.kept)]
+    for t, k in zip(self.stats, self.kept): _put_back(t, k)
+    count, run, begin, last = self.counts.unbind()
+    begin = torch.where((run == 0) & ~self.poison, self.epoch*self.n_iter + self.iter, begin)
+    self.counts, self.poison = torch.stack([count, run, begin, last]), self.poison | ~ok
 
-    def before_step(self):
-        params = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in params])
-        self.bad = self.poison | ~torch.isfinite(norm)
-        if self.max_norm: nn.utils.clip_grads_with_norm_(params, self.max_norm, norm)
-        self.opt.opt.found_inf = self.bad.float()
-        self.couplings = None if self.label_graph is None else self.label_graph.A.detach().clone()
+# %% ../nbs/05a_callbacks.ipynb #16a00004
+@patch
+def before_step(self:StepGuard):
+    params = [p for p in self.model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in params])
+    self.bad = self.poison | ~torch.isfinite(norm)
+    if self.max_norm: nn.utils.clip_grads_with_norm_(params, self.max_norm, norm)
+    self.opt.opt.found_inf = self.bad.float()
+    self.couplings = None if self.label_graph is None else self.label_graph.A.detach().clone()
 
-    def after_cancel_step(self): self.bad, self.couplings = torch.ones_like(self.poison), None
+@patch
+def after_cancel_step(self:StepGuard): self.bad, self.couplings = torch.ones_like(self.poison), None
 
-    @torch.no_grad()
-    def after_step(self):
-        if self.couplings is not None:
-            A = self.label_graph.A
-            A.copy_(torch.where(self.bad, self.couplings, A))
-        count, run, begin, last = self.counts.unbind()
-        self.counts = torch.stack([count + self.bad, (run + 1)*self.bad, begin, torch.where(self.bad, begin, last)])
-        self.poison, self.steps = torch.zeros_like(self.poison), self.steps + 1
-        seen = self.glance(self.counts)
-        if seen and seen[1] >= self.patience: self.end(*seen[1:3])
+@patch
+@torch.no_grad()
+def after_step(self:StepGuard):
+    if self.couplings is not None:
+        A = self.label_graph.A
+        A.copy_(torch.where(self.bad, self.couplings, A))
+    count, run, begin, last = self.counts.unbind()
+    self.counts = torch.stack([count + self.bad, (run + 1)*self.bad, begin, torch.where(self.bad, begin, last)])
+    self.poison, self.steps = torch.zeros_like(self.poison), self.steps + 1
+    seen = self.glance(self.counts)
+    if seen and seen[1] >= self.patience: self.end(*seen[1:3])
 
-    def after_train(self):
-        count, run, begin, last = self.counts.tolist()
-        self.skipped, self.total = count - self.total, count
-        if run >= self.patience or run >= self.steps > 0: self.end(run, begin)
-        if self.skipped:
-            warnings.warn(f'epoch {self.epoch + 1}: {self.skipped} of {self.steps} steps left out, '
-                          f'their loss or gradient is not finite; the last began with {self.place(last)}')
+# %% ../nbs/05a_callbacks.ipynb #16a00006
+@patch
+def after_train(self:StepGuard):
+    count, run, begin, last = self.counts.tolist()
+    self.skipped, self.total = count - self.total, count
+    if run >= self.patience or run >= self.steps > 0: self.end(run, begin)
+    if self.skipped:
+        warnings.warn(f'epoch {self.epoch + 1}: {self.skipped} of {self.steps} steps left out, '
+                      f'their loss or gradient is not finite; the last began with {self.place(last)}')
 
-    def end(self, run, begin):
-        "Too many steps in a row went wrong"
-        end_training(self.learn, f'the loss or its gradient was not finite in {run} steps in a row, from {self.place(begin)} on: '
-                                 f'lower lr={self.learn.lr:g}, or look at these films and their labels')
+@patch
+def end(self:StepGuard, run, begin):
+    "Too many steps in a row went wrong"
+    end_training(self.learn, f'the loss or its gradient was not finite in {run} steps in a row, from {self.place(begin)} on: '
+                             f'lower lr={self.learn.lr:g}, or look at these films and their labels')
 
-    def place(self, at):
-        "Epoch, batch and films of a batch, counted from the start of training"
-        epoch, batch = divmod(at, self.n_iter)
-        loader = self.dls.train
-        now, loader.epoch = loader.epoch, epoch
-        rows = loader.get_idxs()[batch*loader.bs:(batch + 1)*loader.bs]
-        loader.epoch = now
-        films = rows if self.films is None else np.asarray(self.films)[rows]
-        return f'epoch {epoch + 1}, batch {batch + 1} (films {few(films, 3)})'
+@patch
+def place(self:StepGuard, at):
+    "Epoch, batch and films of a batch, counted from the start of training"
+    epoch, batch = divmod(at, self.n_iter)
+    loader = self.dls.train
+    now, loader.epoch = loader.epoch, epoch
+    rows = loader.get_idxs()[batch*loader.bs:(batch + 1)*loader.bs]
+    loader.epoch = now
+    films = rows if self.films is None else np.asarray(self.films)[rows]
+    return f'epoch {epoch + 1}, batch {batch + 1} (films {few(films, 3)})'
 
-    def after_fit(self): self.opt.opt.found_inf = None
+@patch
+def after_fit(self:StepGuard): self.opt.opt.found_inf = None
 
 # %% ../nbs/05a_callbacks.ipynb #38ae7abd
 class History(Callback):
@@ -240,46 +252,53 @@ class History(Callback):
     @property
     def bs(self): return self.dls.train.bs
 
-    def after_batch(self):
-        n, loss = len(self.y), self.loss.detach()
-        ok = torch.isfinite(loss) | (not self.training)
-        self.total += torch.where(ok, loss*n, 0.)
-        self.count += n*ok
-        self.films += n
-        if self.training: self.progress.update(n)
-        else:
-            self.preds.append(self.pred.detach())
-            self.targs.append(self.y)
+# %% ../nbs/05a_callbacks.ipynb #16a00008
+@patch
+def after_batch(self:History):
+    n, loss = len(self.y), self.loss.detach()
+    ok = torch.isfinite(loss) | (not self.training)
+    self.total += torch.where(ok, loss*n, 0.)
+    self.count += n*ok
+    self.films += n
+    if self.training: self.progress.update(n)
+    else:
+        self.preds.append(self.pred.detach())
+        self.targs.append(self.y)
 
-    def after_train(self):
-        self.progress.close()
-        self.seconds = time.perf_counter() - self.start
-        self.train_loss, self.speed = self.mean, self.films/self.seconds
+@patch
+def after_train(self:History):
+    self.progress.close()
+    self.seconds = time.perf_counter() - self.start
+    self.train_loss, self.speed = self.mean, self.films/self.seconds
 
-    @property
-    def mean(self): return self.total.item()/max(self.count.item(), 1)
+@patch(as_prop=True)
+def mean(self:History): return self.total.item()/max(self.count.item(), 1)
 
-    def after_validate(self):
-        probs, loss = torch.sigmoid(torch.cat(self.preds)).float().cpu().numpy(), self.mean
-        if not (math.isfinite(loss) and np.isfinite(probs).all()):
-            end_training(self.learn, f'epoch {self.epoch + 1}: the averaged weights give numbers on the held-out films '
-                                     f'that are not finite: lower lr={self.learn.lr:g}')
-        auc = macro_auc(torch.cat(self.targs).cpu().numpy(), probs, self.labels).macro
-        row = dict(epoch=self.epoch + 1, train_loss=self.train_loss, valid_loss=loss, auc=auc, lr=self.opt.hypers[0]['lr'])
-        self.rows.append(row | dict(images_per_s=self.speed, seconds=self.seconds) | self._of_others())
-        self.took.append(time.perf_counter() - self.start)
+# %% ../nbs/05a_callbacks.ipynb #16a0000a
+@patch
+def after_validate(self:History):
+    probs, loss = torch.sigmoid(torch.cat(self.preds)).float().cpu().numpy(), self.mean
+    if not (math.isfinite(loss) and np.isfinite(probs).all()):
+        end_training(self.learn, f'epoch {self.epoch + 1}: the averaged weights give numbers on the held-out films '
+                                 f'that are not finite: lower lr={self.learn.lr:g}')
+    auc = macro_auc(torch.cat(self.targs).cpu().numpy(), probs, self.labels).macro
+    row = dict(epoch=self.epoch + 1, train_loss=self.train_loss, valid_loss=loss, auc=auc, lr=self.opt.hypers[0]['lr'])
+    self.rows.append(row | dict(images_per_s=self.speed, seconds=self.seconds) | self._of_others())
+    self.took.append(time.perf_counter() - self.start)
 
-    def _of_others(self):
-        "What the guard and the label graph have to say of the epoch, if they are there"
-        guard, graph = (next((cb for cb in self.learn.cbs if isinstance(cb, kind)), None) for kind in (StepGuard, GraphL1))
-        said = dict(skipped=guard.skipped) if guard else {}
-        return said | (dict(nonzero=graph.nonzero, strength=graph.strength, lam_ratio=graph.lam_ratio) if graph else {})
+@patch
+def _of_others(self:History):
+    "What the guard and the label graph have to say of the epoch, if they are there"
+    guard, graph = (next((cb for cb in self.learn.cbs if isinstance(cb, kind)), None) for kind in (StepGuard, GraphL1))
+    said = dict(skipped=guard.skipped) if guard else {}
+    return said | (dict(nonzero=graph.nonzero, strength=graph.strength, lam_ratio=graph.lam_ratio) if graph else {})
 
-    def after_fit(self):
-        if self.progress: self.progress.close()
+@patch
+def after_fit(self:History):
+    if self.progress: self.progress.close()
 
-    @property
-    def table(self) -> pd.DataFrame: return pd.DataFrame(self.rows)
+@patch(as_prop=True)
+def table(self:History) -> pd.DataFrame: return pd.DataFrame(self.rows)
 
 # %% ../nbs/05a_callbacks.ipynb #0eac4a89
 class EpochSeed(Callback):
@@ -322,48 +341,54 @@ class Checkpoint(Callback):
         return dict(count=accum.count if accum else 0, grads=[p.grad for p in self.model.parameters()],
                     scaler=self.learn.scaler.state_dict() if half else {})
 
-    def after_epoch(self):
-        if self.epoch < self.start: return
-        try:
-            with new_file(self.path) as tmp, open(tmp, 'wb') as f: torch.save(self.state(), f)
-        except DataError as e: end_training(self.learn, e)
+# %% ../nbs/05a_callbacks.ipynb #16a0000c
+@patch
+def after_epoch(self:Checkpoint):
+    if self.epoch < self.start: return
+    try:
+        with new_file(self.path) as tmp, open(tmp, 'wb') as f: torch.save(self.state(), f)
+    except DataError as e: end_training(self.learn, e)
 
-    def read(self) -> dict: # empty when there is no checkpoint
-        "The saved state, refused when it is damaged, another run's, or of another precision"
-        if not self.path.exists(): return {}
-        try: state = torch.load(self.path, map_location=self.dls.device, weights_only=True)
-        except (torch.OutOfMemoryError, MemoryError): raise
-        except Exception as e:
-            raise DataError(f'{self.path} is damaged ({type(e).__name__}): remove it to train this fold from its start') from e
-        if not isinstance(state, dict) or state.get('key') != self.key:
-            raise DataError(f'{self.path} is of another configuration or of other data: remove it, or use another study name')
-        now, then = _half_name(self.model), state.get('amp', _half_name(self.model))
-        if now != then:
-            raise DataError(f'{self.path} was begun with amp={then}, which is {now} on this device: '
-                            'go on where it was begun, or remove it to train this fold from its start')
-        return state
+@patch
+def read(self:Checkpoint) -> dict: # empty when there is no checkpoint
+    "The saved state, refused when it is damaged, another run's, or of another precision"
+    if not self.path.exists(): return {}
+    try: state = torch.load(self.path, map_location=self.dls.device, weights_only=True)
+    except (torch.OutOfMemoryError, MemoryError): raise
+    except Exception as e:
+        raise DataError(f'{self.path} is damaged ({type(e).__name__}): remove it to train this fold from its start') from e
+    if not isinstance(state, dict) or state.get('key') != self.key:
+        raise DataError(f'{self.path} is of another configuration or of other data: remove it, or use another study name')
+    now, then = _half_name(self.model), state.get('amp', _half_name(self.model))
+    if now != then:
+        raise DataError(f'{self.path} was begun with amp={then}, which is {now} on this device: '
+                        'go on where it was begun, or remove it to train this fold from its start')
+    return state
 
-    def load(self) -> int: # epochs already done
-        "Put the saved state back; 0 when there is none"
-        state = self.read()
-        if not state: return 0
-        ema, graph, history, guard, *_ = self._parts()
-        self.model.load_state_dict(state['model'])
-        self.opt.load_state_dict(state['opt'])
-        history.rows = state['history']
-        if ema: ema.step, ema.average, ema.swapped = state['ema']['step'], state['ema']['average'], False
-        if graph: graph.load_state_dict(state['graph'])
-        if 'guard' in state: guard.load_state_dict(state['guard'])
-        self.start, self.between = state['epoch'], state.get('between', {})
-        return self.start
+# %% ../nbs/05a_callbacks.ipynb #16a0000e
+@patch
+def load(self:Checkpoint) -> int: # epochs already done
+    "Put the saved state back; 0 when there is none"
+    state = self.read()
+    if not state: return 0
+    ema, graph, history, guard, *_ = self._parts()
+    self.model.load_state_dict(state['model'])
+    self.opt.load_state_dict(state['opt'])
+    history.rows = state['history']
+    if ema: ema.step, ema.average, ema.swapped = state['ema']['step'], state['ema']['average'], False
+    if graph: graph.load_state_dict(state['graph'])
+    if 'guard' in state: guard.load_state_dict(state['guard'])
+    self.start, self.between = state['epoch'], state.get('between', {})
+    return self.start
 
-    def before_fit(self):
-        "What other callbacks would reset when training starts"
-        if not self.between: return
-        *_, accum, half = self._parts()
-        if accum: accum.count = self.between['count']
-        if half: self.learn.scaler.load_state_dict(self.between['scaler'])
-        for p, g in zip(self.model.parameters(), self.between['grads']): p.grad = g
+@patch
+def before_fit(self:Checkpoint):
+    "What other callbacks would reset when training starts"
+    if not self.between: return
+    *_, accum, half = self._parts()
+    if accum: accum.count = self.between['count']
+    if half: self.learn.scaler.load_state_dict(self.between['scaler'])
+    for p, g in zip(self.model.parameters(), self.between['grads']): p.grad = g
 
 def _half_name(model):
     "The precision in which a model is trained, by its parameter's name"

@@ -9,10 +9,9 @@ __all__ = ['study']
 import signal
 import sys
 
-import yaml
 from fastcore.script import Param, call_parse
 
-from .core import DataError, runs_dir
+from .core import DataError, parse_yaml, runs_dir
 
 # %% ../nbs/09_commands.ipynb #345a9b49
 def _overrides(pairs):
@@ -20,8 +19,10 @@ def _overrides(pairs):
     split = [p.partition('=') for p in pairs or []]
     bad = [p for p, eq, _ in split if not eq]
     if bad: raise DataError(f'--override {bad[0]}: write NAME=VALUE')
-    try: return {name: yaml.safe_load(value) for name, _, value in split}
-    except yaml.YAMLError as e: raise DataError(f'--override: {" ".join(str(e).split())}') from e
+    names = [name for name, _, _ in split]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice: raise DataError(f'--override names {twice[0]} twice: keep one')
+    return {name: parse_yaml(value, f'--override {name}') for name, _, value in split}
 
 # %% ../nbs/09_commands.ipynb #2433189c
 def _stop(command, message, status):

@@ -26,8 +26,8 @@ from jinja2 import Environment, PackageLoader
 from torch import nn
 
 import cxrlg
-from .core import DataError, atomic_write, few
-from .predict import Predictor, parse_seeds, printable, run_command
+from .core import DataError, atomic_write, few, printable, run_command
+from .predict import Predictor, parse_seeds
 
 # %% ../nbs/08b_export.ipynb #5619f85d
 class _Whole(nn.Module):

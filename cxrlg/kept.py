@@ -35,11 +35,17 @@ def oof_logits(
     films = study.films(grid[1]).sort_values('row', kind='stable')
     return films.reset_index(drop=True), _logit(study.probs(arm, grid, kind)[:, films.index].astype(float))
 
+def _matrices(study, arm, grid):
+    "Couplings of an arm [S, K, L, L], or None where it has no graph"
+    tables = [[study.cells[arm, s, f]['couplings'] for f in grid[1]] for s in grid[0]]
+    if tables[0][0] is None: return None
+    return np.array([[t.loc[study.labels, study.labels].to_numpy() for t in row] for row in tables], dtype=np.float32)
+
 def oof_outputs(
     study:Study, # from `read_study`
     arm:str='none', # the arm to correct
 ) -> Outputs: # over the seeds and folds that all arms of the study share, in the order of the study's table
-    "The out-of-fold logits of a study, flips averaged"
+    "The out-of-fold logits of a study, flips averaged; of arms with a graph also those before it"
     if arm not in study.arms: raise DataError(f'{study.path} has no arm {arm!r}: it has {", ".join(study.arms)}')
     grid = study.grid(*study.arms)
     if not grid[0]:
@@ -48,12 +54,15 @@ def oof_outputs(
     others = {a: oof_logits(study, a, grid)[1] for a in study.arms if a != arm}
     view = films.view.fillna('unknown').to_numpy() if 'view' in films else None
     y = films[[f'y:{l}' for l in study.labels]]
-    return Outputs(y, logits, films.patient.to_numpy(), films.fold.to_numpy(), study.labels, others, view)
+    graphs = [a for a in study.arms if 'before' in study.kinds and _matrices(study, a, grid) is not None]
+    before = {a: oof_logits(study, a, grid, 'before')[1] for a in graphs}
+    return Outputs(y, logits, films.patient.to_numpy(), films.fold.to_numpy(), study.labels, others, view, before)
 
 # %% ../nbs/06h_kept.ipynb #5cf8f8e0
 def locked_outputs(
     study:Study, # from `read_study`, with locked patients scored
     arm:str='none', # the arm to correct
+    before:bool=False, # read before the graph?
 ) -> tuple: # targets [n, L], logits [S, K, n, L] of each seed and fold, patients [n], views [n] or None
     "The locked patients' logits of each fold's model, flips averaged"
     seeds, folds = study.grid(*study.arms)
@@ -61,9 +70,9 @@ def locked_outputs(
     if not seeds or any(f is None for row in frames for f in row):
         todo = 'run cxrlg_study with locked above 0 to its end, or score_locked'
         raise DataError(f'{study.path}: the locked patients are not scored: {todo}')
-    first = frames[0][0]
+    first, kinds = frames[0][0], ('z', 'zf') if before else ('r', 'rf')
     def mean(f):
-        plain, mirror = (expit(f[[f'{kind}:{l}' for l in study.labels]].to_numpy(float)) for kind in ('r', 'rf'))
+        plain, mirror = (expit(f[[f'{kind}:{l}' for l in study.labels]].to_numpy(float)) for kind in kinds)
         return (plain + mirror) / 2
     p = np.array([[mean(f) for f in row] for row in frames])
     view = first.view.fillna('unknown').to_numpy().astype(str) if 'view' in first else None
@@ -90,6 +99,7 @@ def save_outputs(
     parts = dict(labels=json.dumps(out.labels), targets=_to_known(out.targets), logits=_to_int(out.logits),
                  patients=numbers[:n], folds=out.folds.astype(np.int8))
     parts |= {f'arm:{a}': _to_int(x) for a, x in out.arms.items()}
+    parts |= {f'before:{a}': _to_int(x) for a, x in out.before.items()}
     parts |= {f'more:{k}': v for k, v in more.items()}
     if out.context is not None: parts['context'] = json.dumps(list(out.context))
     if locked: parts |= dict(locked_targets=_to_known(y), locked_logits=_to_int(z), locked_patients=numbers[n:])
@@ -111,9 +121,10 @@ def load_outputs(
 def _view(parts, key): return np.array(json.loads(str(parts[key]))) if key in parts else None
 
 def _read_outputs(parts):
-    arms = {k[4:]: _to_logits(v) for k, v in parts.items() if k.startswith('arm:')}
+    def named(start): return {k.removeprefix(start): _to_logits(v) for k, v in parts.items() if k.startswith(start)}
+    before = named('more:before_') | named('before:') # the first is the name in files of earlier versions
     return Outputs(_to_targets(parts['targets']), _to_logits(parts['logits']), parts['patients'], parts['folds'],
-                   json.loads(str(parts['labels'])), arms, _view(parts, 'context'))
+                   json.loads(str(parts['labels'])), named('arm:'), _view(parts, 'context'), before)
 
 def _read_locked(parts):
     if 'locked_logits' not in parts: return None
@@ -148,24 +159,20 @@ def _reduced(study, grid):
         notes.append('the locked films are left out: not every fold of every arm has scored them')
     return notes
 
+# %% ../nbs/06h_kept.ipynb #4f27d8b1
 def _histories(study, grid):
     "Training curves of every arm, seed and fold, as CSV"
     cells = [(a, s, f) for a in study.arms for s in grid[0] for f in grid[1]]
     return pd.concat([study.cells[a, s, f]['history'].assign(arm=a, seed=s, fold=f) for a, s, f in cells]).to_csv(index=False)
-
-def _matrices(study, arm, grid):
-    "Couplings of an arm [S, K, L, L], or None where it has no graph"
-    tables = [[study.cells[arm, s, f]['couplings'] for f in grid[1]] for s in grid[0]]
-    if tables[0][0] is None: return None
-    return np.array([[t.loc[study.labels, study.labels].to_numpy() for t in row] for row in tables], dtype=np.float32)
 
 def _arm_parts(study, arm, grid):
     "What is kept of an arm beside its flip-averaged logits"
     A, parts = _matrices(study, arm, grid), {}
     if 'plain' in study.kinds: parts[f'plain_{arm}'] = _to_int(oof_logits(study, arm, grid, 'plain')[1])
     if A is not None: parts[f'A_{arm}'] = A
-    if A is not None and 'before' in study.kinds: parts[f'before_{arm}'] = _to_int(oof_logits(study, arm, grid, 'before')[1])
-    if _scored(study, grid) and arm != 'none': parts[f'locked_{arm}'] = _to_int(locked_outputs(study, arm)[1])
+    if not _scored(study, grid): return parts
+    if arm != 'none': parts[f'locked_{arm}'] = _to_int(locked_outputs(study, arm)[1])
+    if A is not None and 'before' in study.kinds: parts[f'locked_before_{arm}'] = _to_int(locked_outputs(study, arm, True)[1])
     return parts
 
 def save_study(
@@ -207,6 +214,7 @@ def _predictions(films, labels, mean, plain, before):
     columns = [f'{kind}:{l}' for kind in kinds for l in labels]
     return films.join(pd.DataFrame(np.hstack(list(kinds.values())), columns=columns, index=films.index))
 
+# %% ../nbs/06h_kept.ipynb #d80b6c13
 def _check_parts(path, out, locked, more):
     "Refuse a file without the parts of a study"
     if 'seeds' not in more: raise DataError(f'{path} holds outputs alone, written by save_outputs: load_outputs reads them')
@@ -238,26 +246,34 @@ def _kept_cells(out, locked, more):
     films = _films(labels, out.targets, out.patients, out.folds, more['rows'], _csv(more['people']))
     if locked: held = _films(labels, locked[0], locked[2], -1, more['locked_rows'], _csv(more['locked_people']))
     for arm, mean in ({'none': out.logits} | out.arms).items():
-        plain, before = (_to_logits(more[key]) if key in more else mean for key in (f'plain_{arm}', f'before_{arm}'))
-        scored = _locked_logits(arm, locked, more)
+        plain = _to_logits(more[f'plain_{arm}']) if f'plain_{arm}' in more else mean
+        before, scored = out.before.get(arm, mean), _locked_logits(arm, locked, more)
+        scored_before = _locked_before(arm, scored, more)
         for i, seed in enumerate(more['seeds'].tolist()):
             oof = _predictions(films, labels, mean[i], plain[i], before[i])
-            frames = None if scored is None else [_predictions(held, labels, z, z, z) for z in scored[i]]
+            pairs = [] if scored is None else zip(scored[i], scored_before[i])
+            frames = [_predictions(held, labels, z, z, first) for z, first in pairs] or None
             A = more[f'A_{arm}'][i] if f'A_{arm}' in more else None
             yield from _seed_cells(arm, seed, oof, frames, A, history, labels, config)
 
+# %% ../nbs/06h_kept.ipynb #18cf5a7e
 def _locked_logits(arm, locked, more):
     "Logits of the locked films [S, K, n, L] by an arm's models, or None"
     if not locked: return None
     if arm == 'none': return locked[1]
     return _to_logits(more[f'locked_{arm}']) if f'locked_{arm}' in more else None
 
-def _kinds(arms, more):
+def _locked_before(arm, scored, more):
+    "The same before the graph; without a graph it is the same, and NaN where it was not kept"
+    if f'locked_before_{arm}' in more: return _to_logits(more[f'locked_before_{arm}'])
+    return np.full_like(scored, np.nan) if scored is not None and f'A_{arm}' in more else scored
+
+def _kinds(arms, before, more):
     "The kinds of predictions that were kept of every arm that has them"
     graphs = [a for a in arms if f'A_{a}' in more]
     kinds = ['tta']
     if all(f'plain_{a}' in more for a in arms): kinds.append('plain')
-    if all(f'before_{a}' in more for a in graphs) and (graphs or arms == ['none']): kinds.append('before')
+    if set(graphs) <= set(before) and (graphs or arms == ['none']): kinds.append('before')
     return tuple(kinds)
 
 def load_study(
@@ -266,5 +282,5 @@ def load_study(
     "A study from its kept outputs"
     out, locked, more = load_outputs(path)
     _check_parts(path, out, locked, more)
-    notes, kinds = json.loads(str(more.get('notes', '[]'))), _kinds(['none', *out.arms], more)
+    notes, kinds = json.loads(str(more.get('notes', '[]'))), _kinds(['none', *out.arms], out.before, more)
     return Study(Path(path).with_suffix(''), out.labels, dict(_kept_cells(out, locked, more)), notes, kinds)

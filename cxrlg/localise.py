@@ -20,11 +20,11 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from .core import DataError, atomic_write, did_you_mean, few, first_line
+from .core import DataError, atomic_write, did_you_mean, few, film_key, first_line, for_spreadsheets, run_command
 from .data import read_table
 from .films import PixelCache
 from .maps import plot_map
-from .predict import Predictor, film_key, for_spreadsheets, run_command
+from .predict import Predictor
 
 # %% ../nbs/08a_localise.ipynb #387df2e8
 _NIH_NAMES = {'Infiltrate': 'Infiltration'}
@@ -343,6 +343,7 @@ def _shares(boxes, table, root, in_pixels, mode):
         parts.append(g.assign(**dict(zip(_SIDES, _on_square(values, size, mode).T))))
     return pd.concat(parts).sort_index()
 
+# %% ../nbs/08a_localise.ipynb #16a10002
 def _merged(path, arm, table):
     "The table with its arm, below those of other arms that the file holds"
     try: old = pd.read_csv(path, dtype={'patient': str, 'arm': str}).query('arm != @arm') if path.is_file() else pd.DataFrame()

@@ -154,7 +154,8 @@ def save_model(
     **extra, # more to describe in `model.json`, such as the size of the films
 ):
     "Write a model's weights and description, each whole or not at all"
-    path = Path(path); path.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with atomic_write(path/'model.safetensors') as f: save_file(state, f)
     with atomic_write(path/'model.json') as f: Path(f).write_text(json.dumps(_describe(model) | extra, indent=1))

@@ -49,13 +49,15 @@ def _calibrate(J, target, S):
     "Biases whose exact marginals are `target`, by Newton's method, and the states' probabilities"
     b = np.log(target/(1 - target))
     for _ in range(40):
-        p = _weights(J, b, S); m = p@S
+        p = _weights(J, b, S)
+        m = p@S
         b = b + np.clip(np.linalg.solve((S*p[:, None]).T@S - np.outer(m, m), target - m), -2, 2)
     return b, _weights(J, b, S)
 
 # %% ../nbs/00a_phantom.ipynb #5ed5da59
 def _films_per_patient(n, rng):
-    k = np.arange(1, 21); return rng.choice(k, n, p=k**-1.75/(k**-1.75).sum())
+    k = np.arange(1, 21)
+    return rng.choice(k, n, p=k**-1.75/(k**-1.75).sum())
 
 def _follow_up(y, b, J, rng): # labels [n, 13] of the film before -> those of the next
     "One Gibbs sweep in which each finding is drawn again with its own probability"
@@ -65,11 +67,13 @@ def _follow_up(y, b, J, rng): # labels [n, 13] of the film before -> those of th
     return y
 
 def _sample_labels(n_films, J, rng): # films of each patient, couplings [13, 13] -> labels [films, 14]
-    S = _states(len(J)); b, p = _calibrate(J, _PREVALENCE, S)
+    S = _states(len(J))
+    b, p = _calibrate(J, _PREVALENCE, S)
     y = np.zeros((len(n_films), n_films.max(), len(J)))
     y[:, 0] = S[np.minimum(np.searchsorted(p.cumsum(), rng.random(len(n_films))), len(S) - 1)]
     for t in range(1, n_films.max()):
-        on = n_films > t; y[on, t] = _follow_up(y[on, t - 1], b, J, rng)
+        on = n_films > t
+        y[on, t] = _follow_up(y[on, t - 1], b, J, rng)
     y = y[np.arange(n_films.max()) < n_films[:, None]]
     return np.c_[y[:, :-1].sum(1) == 0, y].astype('float32')
 
@@ -105,7 +109,8 @@ def _tree(rng, T):
     out = np.zeros((T, T))
     for side in -1, 1:
         for g, *stroke in _branches(rng, side):
-            w = .017*.75**g; out += 1.5*w*.82**g*gaussian_filter(_strokes(*stroke, T), max(w, 1.2/T)*T/2)
+            w = .017*.75**g
+            out += 1.5*w*.82**g*gaussian_filter(_strokes(*stroke, T), max(w, 1.2/T)*T/2)
     return np.minimum(out, .9).astype('float32')
 
 @lru_cache(4)
@@ -126,7 +131,8 @@ def _normal(shape, rng): return np.clip(rng.standard_normal(shape), -2.5, 2.5)
 
 def _anatomy(female, rng): # bool [patients] -> table, one row a patient
     a = {k: m + s*_normal(len(female), rng) for k, (m, s) in _ANATOMY.items()}
-    a['breast'] = a['breast']*female; a['thorax'] = a['thorax'] - .025*female
+    a['breast'] = a['breast']*female
+    a['thorax'] = a['thorax'] - .025*female
     a['tree'] = rng.integers(0, _TREES, len(female))
     a |= {f'wave{k}{c}': _normal(len(female), rng) for k in range(_WAVES) for c in 'axyuv'}
     return pd.DataFrame(a, dtype='float32')
@@ -138,7 +144,8 @@ def _nuisance(ap, rng): # bool [films], is it AP -> table, one row a film
 
 # %% ../nbs/00a_phantom.ipynb #4092a712
 def _ramp(d, s): # distance from an edge (inside is positive), width of the edge -> 0 to 1
-    t = d/s; t += np.float32(.5)
+    t = d/s
+    t += np.float32(.5)
     return np.clip(t, 0, 1, out=t)
 
 def _bump(x, y, rx, ry): return np.exp(-(x/rx)**2 - (y/ry)**2)
@@ -164,14 +171,16 @@ def _lungs(s, a):
     s.rim = q*q + ((s.Y - .25)/(.25 - a.apex))**2
     t = ((s.ax - .38)/.42)**2
     s.floor = a.dome_r + (a.dome_l - a.dome_r)*_ramp(s.X, .2) - a.breath + a.dome_bend*t*(1 + t)
-    y = s.Y - a.heart_y; bulge = np.exp(-(y*np.where(y < 0, 2.94, 3.33))**2)*a.magnify
+    y = s.Y - a.heart_y
+    bulge = np.exp(-(y*np.where(y < 0, 2.94, 3.33))**2)*a.magnify
     left = a.heart_l*bulge + a.knob*np.exp(-((s.Y + .33)/.085)**2)
     s.border = a.mediastinum*(1 + .35*_ramp(-.50 - s.Y, .4)) + np.where(s.X > 0, left, a.heart_r*bulge)
     s.lung = _ramp((1 - s.rim)*.42, .03 + s.px)*_ramp(s.ax - s.border, .04 + s.px)*_ramp(s.floor - s.Y, .02 + s.px)
 
 def _vessels(s, a):
     "Vessel brightness, looked up through the patient's warp"
-    bank = _trees(len(s.g)); T = bank.shape[1]
+    bank = _trees(len(s.g))
+    T = bank.shape[1]
     u = (s.X + a.twist*s.Y)*(T/2)/a.stretch + T/2
     v = (s.Y - a.twist*s.X + a.breath)*(T/2)*a.stretch + T/2
     at = np.clip(u, 0, T - 1).astype(np.int32) + T*np.clip(v, 0, T - 1).astype(np.int32) + a.tree.astype(np.int32)*(T*T)
@@ -200,7 +209,8 @@ def _tissue(s, a):
 
 def _soft(s, a):
     "The film without bones"
-    img = _tissue(s, a); hilum = a.hilum*_bump(s.ax - .19, s.Y + .02, .10, .15)
+    img = _tissue(s, a)
+    hilum = a.hilum*_bump(s.ax - .19, s.Y + .02, .10, .15)
     lung = a.lung + .05*s.Y + .025*_waves(s, a) + a.vessel*s.tree + hilum + .08*_ramp(s.rim - .85, .3)
     img += (lung - img)*s.lung
     return img + a.breast*(.3 + .7*s.lung)*_ramp(1 - ((s.ax - .43)/.34)**2 - ((s.Y - a.breast_y)/.30)**2, .5)
@@ -218,7 +228,8 @@ def _bones(s, a, img):
 # %% ../nbs/00a_phantom.ipynb #9770e105
 def _bend(a, e, p):
     "Heart, mediastinum and diaphragm moved by their findings"
-    big, wide, up = e['Cardiomegaly'], e['Enlarged Cardiomediastinum'], .20*e['Atelectasis']; right = p['Atelectasis'][0] < .5
+    big, wide, up = e['Cardiomegaly'], e['Enlarged Cardiomediastinum'], .20*e['Atelectasis']
+    right = p['Atelectasis'][0] < .5
     return _Columns(a, heart_l=a.heart_l + .20*big, heart_r=a.heart_r + .10*big, mediastinum=a.mediastinum*(1 + .8*wide),
                     knob=a.knob + .03*wide, dome_r=a.dome_r - up*right, dome_l=a.dome_l - up*~right)
 
@@ -236,8 +247,11 @@ def _opacity(s, a, e, p):
 
 def _lesion(s, a, e, p):
     "A round nodule with a sharp edge, in most patients a second one"
-    x, y = _spot(s, p, -.45, .30); r = .10 + .05*p[3]; disc = _ramp(r - np.sqrt(x*x + y*y), .02 + s.px)
-    x, y = _spot(s, (p[3], p[2], p[1]), -.45, .30); second = _ramp(.8*r - np.sqrt(x*x + y*y), .02 + s.px)*(p[3] > .3)
+    x, y = _spot(s, p, -.45, .30)
+    r = .10 + .05*p[3]
+    disc = _ramp(r - np.sqrt(x*x + y*y), .02 + s.px)
+    x, y = _spot(s, (p[3], p[2], p[1]), -.45, .30)
+    second = _ramp(.8*r - np.sqrt(x*x + y*y), .02 + s.px)*(p[3] > .3)
     return .80, .95*e*np.maximum(disc, second)*s.lung
 
 def _edema(s, a, e, p):
@@ -248,7 +262,8 @@ def _edema(s, a, e, p):
 
 def _consolidation(s, a, e, p):
     "A dense patch with a fuzzy border"
-    x, y = _spot(s, p, -.35, .35); r = .17 + .08*p[3]
+    x, y = _spot(s, p, -.35, .35)
+    r = .17 + .08*p[3]
     return .72, .9*e*np.clip(1.6*_bump(x, y, r, 1.15*r), 0, 1)*(1 - .35*s.tree)*s.lung
 
 def _pneumonia(s, a, e, p):
@@ -264,10 +279,12 @@ def _atelectasis(s, a, e, p):
     plates = _line(d, .040, s.px) + .8*_line(d + .13, .032, s.px)*(p[3] > .4)
     return .82, .95*e*plates*_side(s, p[0])*_ramp(.66 - s.ax, .1)*s.lung
 
+# %% ../nbs/00a_phantom.ipynb #9770e1a4
 def _pneumothorax(s, a, e, p):
     "Dark apex and flank without vessels, bounded by a fine pleural line"
     depth = (s.rim - 1 + (.25 + .45*e)*1.3*_ramp(.20 - s.Y, .8))*.42
-    where = _side(s, p[0])*s.lung*_ramp(.35 - s.Y, .1)*_ramp(s.ax - .2, .1); line = _line(depth, .014, s.px)
+    where = _side(s, p[0])*s.lung*_ramp(.35 - s.Y, .1)*_ramp(s.ax - .2, .1)
+    line = _line(depth, .014, s.px)
     return a.lung - .16 + .6*line, np.sqrt(e)*where*np.maximum(.9*_ramp(depth, .02 + s.px), line)
 
 def _effusion(s, a, e, p):
@@ -291,8 +308,10 @@ def _step(s, e, p):
 
 def _fracture(s, a, e, p):
     "Callus where neighbouring ribs are broken, one below the other"
-    y = (s.Y + .25 - .5*p[2])/a.rib_gap; x = s.ax - .60 - .05*p[1]
-    row = np.round(np.clip(y, -1, 1)); knot = ((y - row)*a.rib_gap - .5*x)
+    y = (s.Y + .25 - .5*p[2])/a.rib_gap
+    x = s.ax - .60 - .05*p[1]
+    row = np.round(np.clip(y, -1, 1))
+    knot = ((y - row)*a.rib_gap - .5*x)
     return .90, .95*e*_side(s, p[0])*_ramp(1 - np.sqrt((x/.085)**2 + (knot/.05)**2), .4 + 10*s.px)
 
 def _device(s, a, e, p):
@@ -327,8 +346,12 @@ def _expose(a, img, grain): # film columns, brightness, standard normal grain ->
     return (np.clip(img, 0, 1)*255 + np.float32(.5)).astype(np.uint8)
 
 def _draw(a, e, p, grain): # film columns, evidence and places by finding, grain [n, size, size] -> uint8 like grain
-    a = _bend(a, e, p); s = _space(a, grain.shape[1]); _lungs(s, a)
-    s.tree = _vessels(s, a); s.step = _step(s, e['Fracture'], p['Fracture']); body = _body(s, a)
+    a = _bend(a, e, p)
+    s = _space(a, grain.shape[1])
+    _lungs(s, a)
+    s.tree = _vessels(s, a)
+    s.step = _step(s, e['Fracture'], p['Fracture'])
+    body = _body(s, a)
     img = _add(_soft(s, a), _SOFT, s, a, e, p)
     img = _bones(s, a, img)*body + np.float32(.02)*(1 - body)
     return _expose(a, _add(img, _HARD, s, a, e, p), grain)
@@ -341,7 +364,8 @@ def _chunk(films, e, p, i): # film table, evidence [n, 13], places [n, 13, 4], s
 
 def _draw_all(films, e, p, size, rng, pixels=2**17):
     "Draws in pieces of about `pixels` pixels, so that memory does not grow with the number of films"
-    out = np.empty((len(films), size, size), np.uint8); n = max(1, pixels//size**2)
+    out = np.empty((len(films), size, size), np.uint8)
+    n = max(1, pixels//size**2)
     for i in (slice(k, k + n) for k in range(0, len(out), n)):
         out[i] = _draw(*_chunk(films, e, p, i), rng.standard_normal(out[i].shape, dtype='float32'))
     return out
@@ -368,10 +392,15 @@ def make_phantom(
     if evidence < 0: raise DataError(f'evidence={evidence}: give 0 or more')
     if size < 16: raise DataError(f'size={size}: a film needs at least 16 pixels a side')
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(7)]
-    truth = _planted(coupling); n_films = _films_per_patient(n_patients, streams[0]); who = np.repeat(np.arange(n_patients), n_films)
-    y = _sample_labels(n_films, truth.to_numpy()[1:, 1:], streams[1]); table = _people(y, n_films, streams[2])
-    e = _evidence(y[:, 1:], who, evidence, streams[3]); place = streams[4].random((n_patients, len(_SIGNS), 4), dtype='float32')[who]
+    truth = _planted(coupling)
+    n_films = _films_per_patient(n_patients, streams[0])
+    who = np.repeat(np.arange(n_patients), n_films)
+    y = _sample_labels(n_films, truth.to_numpy()[1:, 1:], streams[1])
+    table = _people(y, n_films, streams[2])
+    e = _evidence(y[:, 1:], who, evidence, streams[3])
+    place = streams[4].random((n_patients, len(_SIGNS), 4), dtype='float32')[who]
     body = _anatomy((table.sex == 'F').groupby(who).first().to_numpy(), streams[5])
     films = pd.concat([body.iloc[who].reset_index(drop=True), _nuisance((table.view == 'AP').to_numpy(), streams[5])], axis=1)
-    table = pd.concat([table, pd.DataFrame(y, columns=FINDINGS)], axis=1); table.attrs['labels'] = list(FINDINGS)
+    table = pd.concat([table, pd.DataFrame(y, columns=FINDINGS)], axis=1)
+    table.attrs['labels'] = list(FINDINGS)
     return table, _draw_all(films, e, place, size, streams[6]), truth

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import chi2, norm
+from scipy.stats import t as student
 
 from .core import DataError
 from .eval import bootstrap, known_mean
@@ -32,7 +33,21 @@ class PairedError:
     ): # standard error of the mean change
         "Standard error in a study of so many patients and seeds"
         S, P = seeds or self.seeds, self.patients if patients is None else np.asarray(patients, float)
-        return np.sqrt((self.shared**2 + self.own**2 / S) * self.patients / P + np.nan_to_num(self.training)**2 / S)
+        return np.sqrt(sum(self._parts(S, P)))
+    def df(self,
+        patients=None, # number of patients; None: the study's
+        seeds=None, # number of seeds; None: the study's
+    ): # degrees of freedom, of Satterthwaite
+        "Degrees of freedom of the standard error in a study of so many patients and seeds"
+        S, P = seeds or self.seeds, self.patients if patients is None else np.asarray(patients, float)
+        shared, runs = self._parts(S, P)
+        if S == 1: return P - 1 + 0 * runs
+        weight = shared**2 / np.maximum(P - 1, 1) + runs**2 / (S - 1)
+        return np.where(weight > 0, (shared + runs)**2 / np.where(weight > 0, weight, 1), P - 1)[()]
+    def _parts(self, S, P):
+        "Variance that all seeds share, and that of the seeds' own"
+        scale = self.patients / P
+        return self.shared**2 * scale, (self.own**2 * scale + np.nan_to_num(self.training)**2) / S
 
 def paired_error(
     targets, # [n, L] 1 present, 0 absent, NaN unknown (masked)
@@ -66,13 +81,18 @@ def error_parts(
     return PairedError(float(d[0].mean()), n_patients, S, float(shared), float(np.sqrt(own)), float(training))
 
 # %% ../nbs/06c_power.ipynb #864e80ca
-def _power_at(gain, se, margin, alpha):
-    "Power at one standard error, or at many"
+_SHARES = (np.arange(800) + .5) / 800 # quantiles over which the estimated standard error is averaged
+
+def _power_at(gain, se, df, margin, alpha):
+    "Power at one standard error and its degrees of freedom, or at many"
+    gain, se, df = (np.asarray(x, float)[..., None] for x in (gain, se, df))
+    estimated = np.sqrt(chi2.ppf(_SHARES, df) / df)
     if margin is None:
-        z = norm.ppf(1 - alpha / 2)
-        return norm.cdf(np.abs(gain) / se - z) + norm.cdf(-np.abs(gain) / se - z)
-    z = norm.ppf(1 - alpha)
-    return np.maximum(norm.cdf((margin - gain) / se - z) + norm.cdf((margin + gain) / se - z) - 1, 0)
+        limit, away = student.ppf(1 - alpha / 2, df) * estimated, np.abs(gain) / se
+        return (norm.sf(limit - away) + norm.cdf(-limit - away)).mean(-1)
+    limit = student.ppf(1 - alpha, df) * estimated
+    within = norm.cdf((margin - gain) / se - limit) - norm.sf((margin + gain) / se - limit)
+    return np.maximum(within, 0).mean(-1)
 
 def power(
     error:PairedError, # from `paired_error`
@@ -83,8 +103,9 @@ def power(
     alpha:float=0.05, # two-sided level of a change, one-sided of each of the two tests of equivalence
 ): # probability of the finding
     "Probability that a study of so many patients and seeds finds a change, or shows equivalence"
-    return _power_at(gain, error.se(patients, seeds), margin, alpha)
+    return _power_at(gain, error.se(patients, seeds), error.df(patients, seeds), margin, alpha)[()]
 
+# %% ../nbs/06c_power.ipynb #f8037a2d
 def minimum_detectable_effect(
     error:PairedError, # from `paired_error`
     patients=None, # number of patients; None: the study's
@@ -94,8 +115,12 @@ def minimum_detectable_effect(
     equivalence:bool=False, # the smallest margin that would be shown if there were no change, in place of the smallest change found?
 ): # change of the metric
     "The smallest change that is found, or the smallest margin that is shown, with the power wanted"
-    z = norm.ppf(1 - alpha) + norm.ppf((1 + target) / 2) if equivalence else norm.ppf(1 - alpha / 2) + norm.ppf(target)
-    return z * error.se(patients, seeds)
+    se, df = np.broadcast_arrays(error.se(patients, seeds), error.df(patients, seeds))
+    def reached(size, df):
+        how = (0., 1., df, size) if equivalence else (size, 1., df, None)
+        return _power_at(*how, alpha) - target
+    sizes = [brentq(reached, 0, 1e6, args=(d,)) for d in df.ravel()]
+    return (np.reshape(sizes, df.shape) * se)[()]
 
 def patients_needed(
     error:PairedError, # from `paired_error`
@@ -110,7 +135,8 @@ def patients_needed(
         raise DataError('gain=0: no number of patients finds a change that is not there; give a gain, or a margin for equivalence')
     if margin is not None and not abs(gain) < margin:
         raise DataError(f'gain={gain} is not within margin={margin}: equivalence would be wrong')
-    scale, S = abs(gain) + (margin or 0), seeds or error.seeds
-    se = brentq(lambda x: _power_at(gain, x * scale, margin, alpha) - target, 1e-6, 1.) * scale
-    room = se**2 - np.nan_to_num(error.training)**2 / S
-    return float(np.ceil(error.patients * (error.shared**2 + error.own**2 / S) / room)) if room > 0 else np.inf
+    def reached(log): return power(error, gain, np.exp(log), seeds, margin, alpha) - target
+    low, high = np.log(2), np.log(1e12)
+    if reached(high) < 0: return np.inf
+    if reached(low) >= 0: return 2.
+    return float(np.ceil(np.exp(brentq(reached, low, high, xtol=1e-13))))

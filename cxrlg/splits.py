@@ -7,6 +7,7 @@ __all__ = ['MultilabelStratifiedGroupKFold', 'balance_report', 'plot_balance', '
            'read_folds']
 
 # %% ../nbs/01_splits.ipynb #c24a8b45
+import csv
 import hashlib
 import warnings
 
@@ -18,7 +19,7 @@ from scipy import sparse
 from sklearn.model_selection import GroupKFold
 from sklearn.utils import check_random_state
 
-from .core import META, DataError, atomic_write, check_labels
+from .core import DataError, atomic_write, check_labels, few, film_key, labels_of, printable
 
 # %% ../nbs/01_splits.ipynb #38e3d53f
 def _join_later(row):
@@ -154,13 +155,6 @@ class MultilabelStratifiedGroupKFold(GroupKFold):
         fold = _assign(counts, self.n_splits, L, rng)[code]
         yield from (np.flatnonzero(fold == k) for k in range(self.n_splits))
 
-# %% ../nbs/01_splits.ipynb #bb864b8c
-def _label_names(table): # the finding columns: attrs['labels'], or every other float column
-    names = table.attrs.get('labels') or [c for c in table if c not in META and table[c].dtype.kind == 'f']
-    lost = [c for c in names if c not in table]
-    if lost or not names: raise DataError(f"the table lacks finding columns: {', '.join(lost) or 'none is a float column'}")
-    return list(names)
-
 # %% ../nbs/01_splits.ipynb #d2f8136d
 def _check_folds(table, folds): # -> int [n]
     f = np.asarray(folds)
@@ -177,10 +171,10 @@ def balance_report(
     folds, # int, one a row: 0..K-1, -1 = in no fold (left out here)
 ) -> pd.DataFrame: # one row a finding; attrs: prevalence_deviation, pair_deviation, size_deviation, sizes, out
     "How evenly `folds` spread the findings: prevalence in each fold and its largest relative deviation"
-    f, names = _check_folds(table, folds), _label_names(table)
-    y, K = table[names].to_numpy(float)[f >= 0], f.max(initial=-1) + 1
+    f = _check_folds(table, folds)
+    K, names = f.max(initial=-1) + 1, labels_of(table) if (f >= 0).any() else []
     if not K: raise DataError('no film is in a fold: every entry of folds is -1')
-    f = f[f >= 0]
+    y, f = check_labels(table[names])[0][f >= 0], f[f >= 0]
     pos, known = (np.stack([a[f == k].sum(0) for k in range(K)]) for a in (y == 1, ~np.isnan(y)))
     report = _finding_rows(table[np.asarray(folds) >= 0], y, pos, known, names)
     report.attrs = _fold_figures(y, f, K, report) | {'out': len(table) - len(f)}
@@ -243,7 +237,9 @@ def assert_disjoint(
 # %% ../nbs/01_splits.ipynb #1f8ac203
 def _is_locked(patient, share): # -> bool [n]
     part = {p: int.from_bytes(hashlib.sha256(f'cxrlg-locked:{p}'.encode()).digest()[:8], 'big') / 2**64 for p in patient.unique()}
-    return (patient.map(part) < share).to_numpy(bool)
+    locked = (patient.map(part) < share).to_numpy(bool)
+    if not locked.any(): raise DataError(f'locked={share:g} of {len(part)} patients sets none aside: give a larger share, or locked=0')
+    return locked
 
 # %% ../nbs/01_splits.ipynb #11c2e94d
 def _out_rows(table, group, locked, official): # -> bool [n], the films that are in no fold
@@ -257,7 +253,7 @@ def _out_rows(table, group, locked, official): # -> bool [n], the films that are
 
 # %% ../nbs/01_splits.ipynb #1259a2a7
 def _official_test(table, group): # -> bool [n]
-    test = (table.split == 'test').to_numpy(bool) if 'split' in table else np.zeros(len(table), bool)
+    test = table.split.isin(['test']).to_numpy(bool) if 'split' in table else np.zeros(len(table), bool)
     if not test.any():
         found = f"only {sorted(map(str, table.split.unique()))}" if 'split' in table else 'no such column'
         raise DataError(f"official=True needs rows with split == 'test', and the table has {found}: use official=False")
@@ -277,8 +273,10 @@ def _check_table(table, n_splits, group, locked):
     if group == 'patient' and 'patient' not in table:
         raise DataError("the table has no patient column, so patients cannot be kept whole: use group='image'")
     if 'patient' in table and (group == 'patient' or locked): _check_patients(table)
-    twice = table.image[table.image.duplicated()]
-    if len(twice): raise DataError(f'{len(twice)} images are in the table twice, the first is {twice.iloc[0]}: keep one row an image')
+    twice = table.image[_keys(table.image).duplicated()]
+    if len(twice): raise DataError(f'{len(twice)} images are in the table twice, the first is {few(twice[:1])}: keep one row an image')
+
+def _keys(images): return images.astype(str).map(film_key) # -> what each film is known by
 
 def _check_patients(table):
     missing = np.flatnonzero(table.patient.isna())
@@ -314,7 +312,7 @@ def make_folds(
 ) -> pd.Series: # int, aligned with the table: 0..n_splits-1, -1 = in no fold; attrs['hash'] = `folds_hash`
     "Multilabel stratified folds of a table, by patient or by image"
     _check_table(table, n_splits, group, locked)
-    names, inside = _label_names(table), ~_out_rows(table, group, locked, official)
+    names, inside = labels_of(table), ~_out_rows(table, group, locked, official)
     y, _ = check_labels(table.loc[inside, names])
     folds = pd.Series(-1, index=table.index, name='fold')
     if group == 'patient': folds[inside] = _patient_folds(y, names, table.patient[inside], n_splits, seed)
@@ -336,7 +334,9 @@ def folds_hash(
 def _write_folds(table, folds, path):
     "The folds as CSV, whole or not at all"
     rows = pd.DataFrame({'image': table.image, 'patient': table.get('patient', ''), 'fold': folds})
-    with atomic_write(path) as part: rows.to_csv(part, index=False, lineterminator='\n', encoding='utf-8')
+    returns = rows[['image', 'patient']].astype(str).apply(lambda o: o.str.contains('\r', regex=False)).any(axis=None)
+    quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL # a bare carriage return would end the row
+    with atomic_write(path) as part: rows.to_csv(part, index=False, lineterminator='\n', encoding='utf-8', quoting=quoting)
 
 # %% ../nbs/01_splits.ipynb #9c8a8f5f
 def read_folds(
@@ -344,15 +344,17 @@ def read_folds(
     table:pd.DataFrame, # the table it belongs to; rows may be in another order
 ) -> pd.Series: # int, aligned with the table; attrs['hash'] = `folds_hash`
     "The folds that `make_folds` wrote, aligned with `table`"
-    try: rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8')
+    try: rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
+    except OSError as e: raise DataError(f'{path} cannot be read ({e.strerror}): give the folds.csv that make_folds wrote') from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise DataError(f'{path} is not a folds table: {str(e).strip()}') from None
+        raise DataError(f'{path} is not a folds table: {printable(e)}') from None
     lost = [c for c in ('image', 'fold') if c not in rows]
     if lost: raise DataError(f"{path} lacks the column {' and '.join(lost)}: it has {', '.join(rows.columns)}")
     bad = rows.index[~rows.fold.str.fullmatch(r'-1|\d{1,9}')]
     if len(bad): raise DataError(f'{path}, line {bad[0] + 2}: fold {rows.fold[bad[0]]!r} is not an integer of -1 or more')
-    _check_images(path, rows.image, table.image.astype(str))
-    folds = rows.set_index('image').fold.astype('int64').loc[table.image.astype(str)].set_axis(table.index)
+    listed, images = _keys(rows.image), _keys(table.image)
+    _check_images(path, listed, images)
+    folds = rows.fold.astype('int64').set_axis(listed).loc[images].set_axis(table.index)
     folds.attrs['hash'] = folds_hash(table, folds)
     return folds
 
@@ -362,4 +364,4 @@ def _check_images(path, listed, images):
              'not listed': images[~images.isin(listed)]}
     for what, some in wrong.items():
         if not len(some): continue
-        raise DataError(f'{path} belongs to another table: {len(some)} images are {what}, the first is {some.iloc[0]}')
+        raise DataError(f'{path} belongs to another table: {len(some)} images are {what}, the first is {few(some[:1])}')

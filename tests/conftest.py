@@ -18,15 +18,32 @@ SLOW = {'test_ablation', 'test_controls', 'test_couplings', 'test_coverage', 'te
         'test_kill', 'test_localise', 'test_predict', 'test_report', 'test_results', 'test_study', 'test_tables', 'test_train'}
 
 
+# Single tests of quick files that take more than four seconds: full-size tables, every correction at its hardest.
+SLOW_TESTS = {
+    'test_a_damaged_kept_study_is_refused_in_one_line',
+    'test_every_correction_is_finite_on_hard_input',
+    'test_a_fold_is_corrected_without_its_own_targets',
+    'test_full_size_is_fast_and_small',
+    'test_full_size_stays_below_a_gigabyte',
+    'test_a_million_rows',
+    'test_nih_complete',
+    'test_chexpert_full_size',
+    'test_padchest_full_size',
+    'test_one_patient_and_memory',
+    'test_any_size',
+    'test_size_and_evidence_leave_the_labels_alone',
+}
+
+
 def pytest_configure(config):
     for name, says in MARKS.items(): config.addinivalue_line('markers', f'{name}: {says}')
 
 
 def pytest_collection_modifyitems(items):
-    "Files of long tests are slow as a whole; `make quick` leaves them out"
+    "Files of long tests are slow as a whole, some tests of others by name; `make quick` leaves them out"
     for item in items:
         room = item.module.__name__
-        if room in SLOW: item.add_marker('slow')
+        if room in SLOW or item.originalname in SLOW_TESTS: item.add_marker('slow')
         if room == 'test_engines': item.add_marker('dask')
         if room == 'test_gpu': item.add_marker('gpu')
         if 'films' in item.fixturenames: item.add_marker('films')

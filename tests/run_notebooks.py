@@ -1,5 +1,6 @@
-"""`make notebooks [NB=05_train]`: run notebooks from top to bottom, slow cells too, and save their outputs with the hash of the code that printed them;
-warnings and progress bars on standard error are not kept."""
+"""`make notebooks [NB=05_train]`: run notebooks from top to bottom, slow cells too.
+Their outputs are saved with the hash of the code that printed them; warnings and progress bars on standard error are not kept."""
+
 import ast
 import hashlib
 import subprocess

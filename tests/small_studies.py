@@ -1,4 +1,5 @@
-"Studies of random models, as folders: what prediction, export and localisation are tried on. Test modules import the fixtures that they use."
+"Studies of random models, as folders, for prediction, export and localisation: test modules import the fixtures that they use."
+
 import json
 import shutil
 from pathlib import Path

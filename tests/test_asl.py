@@ -1,9 +1,13 @@
 "Asymmetric Loss against a float64 reference, at extreme logits, in half precision, under autocast and compile."
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from cxrlg import asl
 from cxrlg.asl import AsymmetricLoss
+from cxrlg.core import DataError
 
 
 def reference(z, y, gamma_neg, gamma_pos, clip):
@@ -60,3 +64,44 @@ def test_leaves_the_grad_mode_alone():
 @pytest.mark.parametrize('bad', [dict(gamma_neg=-1), dict(clip=1.), dict(clip=-.1), dict(reduction='avg')])
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError): AsymmetricLoss(**bad)
+
+
+@pytest.mark.parametrize('logits, targets', [((4, 1), (4,)), ((4, 3), (4, 1)), ((4, 3), (3,)), ((4, 3), (1, 3)), ((4,), (4, 1)), ((2, 3), (3, 2))])
+def test_targets_are_not_broadcast(logits, targets):
+    with pytest.raises(DataError) as e: AsymmetricLoss()(torch.zeros(logits), torch.ones(targets))
+    assert str(logits) in str(e.value) and str(targets) in str(e.value)
+
+
+@pytest.mark.parametrize('value', [-1., 2., 1.01, float('inf'), -float('inf'), -1e-3])
+def test_targets_that_cannot_be_meant(value):
+    y = torch.zeros(3, 4)
+    y[1, 2] = value
+    with pytest.raises(DataError, match='below 0 or above 1'): AsymmetricLoss()(torch.zeros(3, 4), y)
+
+
+@pytest.mark.parametrize('y', [torch.full((2, 3), .3), torch.full((2, 3), torch.nan), torch.ones(2, 3, dtype=torch.bool),
+                               torch.ones(2, 3, dtype=torch.int64), torch.zeros(0, 3)], ids=['soft', 'unknown', 'bool', 'int', 'empty'])
+def test_targets_that_can(y):
+    assert torch.isfinite(AsymmetricLoss()(torch.zeros(y.shape), y))
+
+
+def test_on_a_gpu_the_answer_comes_late_and_no_batch_is_lost(monkeypatch):
+    "The same steps with a stand-in for the GPU's queue: an answer arrives when it does, and covers all batches before it was asked"
+    arrived, asked = [False], []
+    def send(flag):
+        asked.append(bool(flag))
+        return flag.clone(), lambda: arrived[0]
+    monkeypatch.setattr(asl, '_send', send)
+    class Far(torch.Tensor):
+        @property
+        def device(self): return torch.device('cuda')
+    good, bad = torch.zeros(2, 3).as_subclass(Far), torch.full((2, 3), -1.).as_subclass(Far)
+    loss = AsymmetricLoss()
+    for y in (good, bad, good): loss._refuse_odd(y)
+    assert asked == [False]
+    arrived[0] = True
+    loss._refuse_odd(good)
+    assert asked == [False, True]
+    with pytest.raises(DataError, match='below 0 or above 1'): loss._refuse_odd(good)
+    loss._refuse_odd(good)
+    assert asked == [False, True, False] and copy.deepcopy(loss).sent is None

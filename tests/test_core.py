@@ -8,17 +8,22 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from pathlib import Path
 
 import filelock._unix as native
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.special import logit
 
 from conftest import ROOT
-from cxrlg.core import (DataError, LockHeld, atomic_write, check_known, check_labels, clip_logit, file_lock, labels_of, new_file,
-                        process_wide, read_json, repo_root, runs_dir, system_error, walk_files, write_json, writing)
+from cxrlg.core import (DataError, LockHeld, atomic_write, check_findings, check_known, check_labels, clip_logit, few, file_lock, film_key,
+                        labels_of, new_file, on_disk, parse_yaml, patient_key, printable, process_wide, read_json, read_yaml, repo_root,
+                        runs_dir, system_error, walk_files, write_json, writing)
 
 
 def run(code, *args, **kwargs):
@@ -244,11 +249,116 @@ def test_unknown_names():
         with pytest.raises(DataError, match=say): check_known([name], ['epochs', 'lr'], 'parameter')
 
 
-def test_labels_survive_a_mask_or_come_from_the_columns():
+def test_findings_survive_a_mask_and_are_asked_for_after_a_merge():
     table = pd.DataFrame(dict(image=['a'], patient=['p'], Edema=[1.], Mass=[0.]))
-    assert labels_of(table) == ['Edema', 'Mass']
     table.attrs['labels'] = ['Mass']
     assert labels_of(table[table.Edema == 1].reset_index(drop=True)) == ['Mass']
+    merged = table.merge(pd.DataFrame(dict(image=['a'], portable=[1.])), on='image')
+    with pytest.raises(DataError, match='columns that may be: Edema, Mass, portable'): labels_of(merged)
+    for labels, message in {'Masses': 'lacks finding columns: Masses', 'patient': "'patient' cannot be a finding"}.items():
+        table.attrs['labels'] = ['Mass', labels]
+        with pytest.raises(DataError, match=message): labels_of(table)
+
+
+@pytest.mark.parametrize('names', [['A', 'A'], ['Mass', 'mass '], ['A', 'age'], ['A', 3], ['A', ' '], ['\u00e9', 'e\u0301']])
+def test_findings_that_cannot_be_meant(names):
+    with pytest.raises(DataError, match='finding') as e: check_findings(names)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('kind', ['Float64', 'Int64', 'boolean', 'double[pyarrow]', 'object'])
+def test_labels_of_any_type_with_NA(kind):
+    y, names = check_labels(pd.DataFrame(dict(A=pd.array([1, None, 0], dtype=kind), B=[0., 1., np.nan])))
+    assert names == ['A', 'B'] and np.array_equal(y, [[1, 0], [np.nan, 1], [0, np.nan]], equal_nan=True)
+    assert np.array_equal(check_labels(np.array([[1, pd.NA]], dtype=object))[0], [[1, np.nan]], equal_nan=True)
+
+
+# ---- one name for one film, and for one patient
+
+PATHS = st.lists(st.sampled_from(['a', 'b', '\u00e9', 'e\u0301', ' ', '/', '.', '\u00a0', '=']), max_size=12).map(''.join)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(PATHS)
+def test_a_key_is_its_own_key_and_no_spelling_changes_it(path):
+    key = film_key(path)
+    assert film_key(key) == key == film_key(unicodedata.normalize('NFD', path))
+    assert film_key(f'./{path}') == key or path.lstrip().startswith('/')
+    assert film_key(f' {path} ') == film_key(path.replace('/', '//')) == key or path.lstrip().startswith('/')
+    assert key.isascii() or unicodedata.is_normalized('NFC', key)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.integers(0, 10**40), st.integers(0, 6), st.integers(0, 4))
+def test_a_number_is_one_patient_however_it_is_written(n, zeros, decimals):
+    key = patient_key(str(n))
+    assert patient_key('0'*zeros + str(n)) == key and patient_key(f'{n}.' + '0'*decimals) == key and patient_key(f'+{n}') == key
+    assert patient_key(f'{n}e{zeros}') == patient_key(f'{n}' + '0'*zeros) and patient_key(str(n + 1)) != key
+
+
+def test_ids_that_are_no_numbers_are_kept_apart():
+    ids = ['1.2.840.1', 'p1', 'p2', 'p01', '-7', '7', '1_000', '1,000', '1000', 'NA', 'inf', 'nan', '', '.', '0x10', '12e9999999']
+    assert len(set(map(patient_key, ids))) == len(ids)
+    assert patient_key('P1 ') == patient_key('p1') and patient_key('\uff11\uff12') == patient_key('12.0') and patient_key('.50') == patient_key('0.5')
+
+
+def test_a_file_is_found_however_the_disk_spells_it(tmp_path):
+    folder = tmp_path/'Mu\u0308ller'
+    folder.mkdir()
+    for name in ('e\u0301.png', 'a.png', 'b.png ', 'o\u0302.png', '\u00f4.png'): (folder/name).touch()
+    seen = {}
+    def found(name): return on_disk(f'{tmp_path}/M\u00fcller/{name}', seen)
+    assert found('\u00e9.png') == f'{folder}/e\u0301.png' and found('a.png') == f'{folder}/a.png' and found('b.png') == f'{folder}/b.png '
+    assert found('c.png') is None and found('o\u0302 .png') is None and on_disk('nowhere/a.png') is None
+    assert len(seen) == 2
+
+
+# ---- YAML
+
+YAML = {
+    'a: 1\nb: 2\na: 3': 'line 3 is not valid YAML: a is given twice',
+    'x: {lr: 1, lr: 1}': 'lr is given twice',
+    '"a": 1\na: 2': 'a is given twice',
+    'n: 0100': "0100 may be meant in base 8 or 10: write it without the 0 in front, or '0100' in quotes",
+    'n: [1, 08]': '08 may be meant in base 8',
+    'n: -010': '-010 may be meant in base 8',
+    'n: 1:30': "1:30 would be read in base 60: write '1:30' in quotes",
+    'a: b: c': 'line 1 is not valid YAML: mapping values are not allowed here',
+    '!!python/object/apply:os.system [ls]': 'could not determine a constructor',
+    '['*5000: 'nested too deeply',
+    'a: \x01': 'special characters are not allowed',
+}
+
+
+@pytest.mark.parametrize('text', YAML)
+def test_yaml_that_cannot_be_meant(text, tmp_path):
+    (tmp_path/'a.yaml').write_text(text)
+    with pytest.raises(DataError) as e: read_yaml(tmp_path/'a.yaml')
+    assert YAML[text] in str(e.value) and 'a.yaml' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_yaml_that_is_meant(tmp_path):
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nid: '007'\nlr: 1e-3\nzero: 0\nhalf: 0.5\nname: 1:30 pm\nhex: 0x1f\nversion: 1.0.0\n"
+    (tmp_path/'a.yaml').write_bytes(b'\xef\xbb\xbf' + text.encode())
+    assert read_yaml(tmp_path/'a.yaml') == dict(a=dict(x=1, y=2), b=dict(x=1, y=3), id='007', lr=1e-3, zero=0, half=.5, name='1:30 pm', hex=31,
+                                                version='1.0.0')
+    with pytest.raises(DataError, match='there is no configuration .*nowhere.yaml'): read_yaml(tmp_path/'nowhere.yaml', 'configuration')
+    (tmp_path/'latin.yaml').write_bytes('study: M\u00fcller'.encode('latin-1'))
+    with pytest.raises(DataError, match='is not UTF-8 text'): read_yaml(tmp_path/'latin.yaml')
+    with pytest.raises(DataError, match='cannot be read'): read_yaml(tmp_path)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.dictionaries(st.text(st.characters(codec='utf-8', exclude_categories=['Cc', 'Cs']), min_size=1, max_size=8),
+                       st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none(), st.text('0189:e.-', max_size=6)), max_size=5))
+def test_what_yaml_wrote_is_read_as_it_was(content):
+    assert parse_yaml(yaml.safe_dump(content, allow_unicode=True), 'here') == content
+
+
+# ---- what a command says
+
+def test_names_in_messages_stay_on_one_line():
+    assert few(['a\nb', '\x1b[31m', 'plain  name.png']) == 'a b, \\x1b[31m, plain  name.png' and printable('\udce9') == '\\udce9'
 
 
 LABELS = {
@@ -280,6 +390,8 @@ def test_linked_folders_are_entered_once(tmp_path):
     (films/'b').symlink_to(films/'a', target_is_directory=True)
     assert walk_files(films, ('.png', '.jpg')) == ['a/y.JPG', 'x.png']
     assert walk_files(films, ('.png', '.jpg'), ['b', 'a']) == ['a/loop/x.png', 'a/y.JPG']
+    (films/'Alias').symlink_to(films/'a', target_is_directory=True)
+    assert walk_files(films, ('.png', '.jpg')) == ['a/y.JPG', 'x.png']
     assert walk_files(films/'nowhere', ('.png',)) == []
 
 

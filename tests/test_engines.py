@@ -15,16 +15,15 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-import psutil
 import pytest
 import torch
 import yaml
 
 from conftest import ROOT
-from cxrlg import study
+from cxrlg import engines, study
 from cxrlg.core import DataError
-from cxrlg.study import StudyError
-from cxrlg.train import TrainConfig, train_fold
+from cxrlg.config import TrainConfig
+from cxrlg.train import train_fold
 from test_study import TINY, are_gone, notebooks_of, stop, wait_until
 
 SMALL = TINY | dict(study='small', epochs=50)
@@ -42,20 +41,34 @@ def cluster(tmp_path_factory):
     "Runs a documented command with this machine's address and folder in its place; ends what it started"
     pytest.importorskip('distributed', reason='pip install cxrlg[dask]')
     shared, started = tmp_path_factory.mktemp('shared'), []
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = str(s.getsockname()[1])
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = str(s.getsockname()[1])
     def run(line, **change):
-        here = {'10.0.0.1': '127.0.0.1', '8786': port, '/shared': str(shared), '--port': '--host 127.0.0.1 --dashboard-address 127.0.0.1:0 --port'}
+        here = {
+            '10.0.0.1': '127.0.0.1',
+            '8786': port,
+            '/shared': str(shared),
+            '--port': '--host 127.0.0.1 --dashboard-address 127.0.0.1:0 --port',
+        }
         for old, new in (here | change).items(): line = line.replace(old, new)
         words = shlex.split(line)
         log = open(shared/f'{len(started)}.log', 'w')
-        process = subprocess.Popen([BIN/words[0], *words[1:]], cwd=shared, stdout=log, stderr=log, start_new_session=True, env=os.environ | dict(PYTHONWARNINGS='ignore'))
+        process = subprocess.Popen(
+            [BIN / words[0], *words[1:]],
+            cwd=shared,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | dict(PYTHONWARNINGS='ignore'),
+        )
         started.append(process)
         return process, shared/log.name
     run.shared, run.address, run.started = shared, f'tcp://127.0.0.1:{port}', started
     (shared/'small.yaml').write_text(yaml.safe_dump(SMALL))
     run(documented('dask scheduler')[0])
     workers, log = run(documented('dask worker')[0], **{'--nworkers 4': '--nworkers 2'})
-    client = study._connect(run.address)
+    client = engines._connect(run.address)
     wait_until(lambda: len(client.scheduler_info()['workers']) == 2, workers, log)
     client.close()
     yield run
@@ -92,7 +105,15 @@ def test_a_study_on_two_workers_is_stopped_then_loses_a_worker_and_has_the_local
     before = epoch()['epoch']
 
     monkeypatch.setattr(study, 'evaluate', lambda *_: pd.DataFrame())
-    going = InThread(lambda: study.run_study(cluster.shared/'small.yaml', out_dir=str(cluster.shared/'runs'), engine='dask', scheduler=cluster.address, bar=False))
+    going = InThread(
+        lambda: study.run_study(
+            cluster.shared / 'small.yaml',
+            out_dir=str(cluster.shared / 'runs'),
+            engine='dask',
+            scheduler=cluster.address,
+            bar=False,
+        )
+    )
     wait_until(lambda: len(notebooks_of(folds)) == 2 and epoch()['epoch'] > before, going, log)
     assert len({p.ppid() for p, _ in notebooks_of(folds)}) == 2, 'each worker trains one fold'
     (runner, kernels), = notebooks_of(folds[:1])
@@ -105,7 +126,9 @@ def test_a_study_on_two_workers_is_stopped_then_loses_a_worker_and_has_the_local
 
     rows = [line.split(',') for line in (folds[0]/'history.csv').read_text().splitlines()]
     assert [int(r[0]) for r in rows[1:]] == list(range(1, 51)), 'every epoch once'
-    assert [float(r[rows[0].index('seconds')]) for r in rows[1:len(kept) + 1]] == pytest.approx([r['seconds'] for r in kept]), 'finished epochs were not trained again'
+    assert [float(r[rows[0].index('seconds')]) for r in rows[1 : len(kept) + 1]] == pytest.approx(
+        [r['seconds'] for r in kept]
+    ), 'finished epochs were not trained again'
     assert json.loads((folds[0]/'job.json').read_text())['worker'] != f'{socket.gethostname()}:{lost.pid}'
     for k, folder in enumerate(folds):
         train_fold(TrainConfig(**{k: v for k, v in SMALL.items() if k != 'arms'}, fold=k, out_dir=str(tmp_path)), bar=False)
@@ -114,13 +137,13 @@ def test_a_study_on_two_workers_is_stopped_then_loses_a_worker_and_has_the_local
 
 
 def test_a_worker_that_offers_a_gpu_gets_the_jobs(cluster):
-    mark = (cluster.shared/'small.yaml', (cluster.shared/'small.yaml').read_text(), study._mark_versions())
-    client = study._connect(cluster.address)
-    assert study._check_workers(client, mark) is None
+    mark = (cluster.shared/'small.yaml', (cluster.shared/'small.yaml').read_text(), engines.mark_versions())
+    client = engines._connect(cluster.address)
+    assert engines._check_workers(client, mark) is None
     gpu, log = cluster(documented('GPU=1')[0], **{'--nworkers 2': '--nworkers 1'})
     wait_until(lambda: len(client.scheduler_info()['workers']) == 3, gpu, log)
-    assert study._check_workers(client, mark) == {'GPU': 1}
-    with pytest.raises(DataError, match='does not see'): study._check_workers(client, (mark[0], 'another study', mark[2]))
+    assert engines._check_workers(client, mark) == {'GPU': 1}
+    with pytest.raises(DataError, match='does not see'): engines._check_workers(client, (mark[0], 'another study', mark[2]))
     gpu.terminate()
     wait_until(lambda: len(client.scheduler_info()['workers']) == 2, cluster.started[1], log)
     client.close()
@@ -130,20 +153,29 @@ def test_a_job_that_kills_its_workers_fails_and_is_not_waited_for():
     distributed = pytest.importorskip('distributed', reason='pip install cxrlg[dask]')
     import dask
     from joblib import Parallel, delayed, parallel_config
-    with dask.config.set({'distributed.scheduler.allowed-failures': 0}), distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50) as here, distributed.Client(here) as client:
-        with parallel_config(study._dask_backend(client)): lines = list(Parallel(return_as='generator_unordered', batch_size=1)([delayed(os._exit)(3), delayed(abs)(-2)]))
+    with dask.config.set({'distributed.scheduler.allowed-failures': 0}), distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    ) as here, distributed.Client(here) as client:
+        with parallel_config(engines._dask_backend(client)):
+            lines = list(
+                Parallel(return_as='generator_unordered', batch_size=1)([delayed(os._exit)(3), delayed(abs)(-2)])
+            )
     assert len(lines) == 2
     line, = [line for line in lines if str(line).startswith('3: ')]
-    assert re.fullmatch("3: Dask gave it up: KilledWorker: Attempted to run task '.*' on 1 different workers, but all those workers died while running it", line)
+    assert re.fullmatch(
+        "3: Dask gave it up: KilledWorker: Attempted to run task '.*' on 1 different workers, but all those workers died while running it",
+        line,
+    )
 
 
 def test_what_is_missing_is_said_in_one_line(monkeypatch, tmp_path):
     ask = lambda **more: study.run_study(SMALL, out_dir=str(tmp_path), bar=False, **more)
     with pytest.raises(DataError, match='local, dask'): ask(engine='slurm')
-    monkeypatch.setattr(study, '_CONNECT_S', 2)
+    monkeypatch.setattr(engines, '_CONNECT_S', 2)
     if importlib.util.find_spec('distributed'):
         with pytest.raises(DataError, match='needs scheduler=ADDRESS'): ask(engine='dask')
-        with pytest.raises(DataError, match='no Dask scheduler answers at tcp://127.0.0.1:9') as e: ask(engine='dask', scheduler='tcp://127.0.0.1:9')
+        with pytest.raises(DataError, match='no Dask scheduler answers at tcp://127.0.0.1:9') as e:
+            ask(engine='dask', scheduler='tcp://127.0.0.1:9')
         assert '\n' not in str(e.value)
     monkeypatch.setitem(sys.modules, 'distributed', None)
     with pytest.raises(DataError, match=r'pip install cxrlg\[dask\]'): ask(engine='dask', scheduler='tcp://127.0.0.1:9')
@@ -151,30 +183,34 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch, tmp_path):
 
 
 def test_each_job_of_a_host_has_a_gpu_of_its_own(monkeypatch, tmp_path):
-    monkeypatch.setattr(study, '_gpus', lambda: ['0', '3'])
-    monkeypatch.setattr(study.tempfile, 'gettempdir', lambda: str(tmp_path))
-    monkeypatch.setattr(study.time, 'sleep', lambda s, sleep=time.sleep: sleep(.02))
+    monkeypatch.setattr(engines, '_gpus', lambda: ['0', '3'])
+    monkeypatch.setattr(engines.tempfile, 'gettempdir', lambda: str(tmp_path))
+    monkeypatch.setattr(engines.time, 'sleep', lambda s, sleep=time.sleep: sleep(.02))
     at_once, most, seen, gate = set(), [], [], threading.Lock()
     def job():
-        with study._own_gpu() as gpu:
-            with gate: assert gpu not in at_once; at_once.add(gpu); seen.append(gpu); most.append(len(at_once))
+        with engines._own_gpu() as gpu:
+            with gate:
+                assert gpu not in at_once
+                at_once.add(gpu)
+                seen.append(gpu)
+                most.append(len(at_once))
             threading.Event().wait(.1)
             with gate: at_once.remove(gpu)
     jobs = [threading.Thread(target=job) for _ in range(6)]
     for j in jobs: j.start()
     for j in jobs: j.join()
     assert len(seen) == 6 and set(seen) == {'0', '3'} and max(most) == 2
-    monkeypatch.setattr(study, '_gpus', lambda: [])
-    with study._own_gpu() as gpu: assert gpu is None
+    monkeypatch.setattr(engines, '_gpus', lambda: [])
+    with engines._own_gpu() as gpu: assert gpu is None
 
 
 def test_the_gpus_are_those_that_the_environment_names(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    with pytest.raises(DataError, match='2 GPUs that PyTorch .* cannot use') as e: study._gpus()
+    with pytest.raises(DataError, match='2 GPUs that PyTorch .* cannot use') as e: engines._gpus()
     assert '\n' not in str(e.value)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     for named, gpus in ((None, ['0', '1']), ('2,5', ['2', '5']), ('GPU-a, GPU-b', ['GPU-a', 'GPU-b'])):
         monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
         if named: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', named)
-        assert study._gpus() == gpus
-    assert study._workers(1, None) == (2, ['GPU-a', 'GPU-b'])
+        assert engines._gpus() == gpus
+    assert engines.jobs_and_gpus(1, None) == (2, ['GPU-a', 'GPU-b'])

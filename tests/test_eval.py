@@ -105,7 +105,11 @@ def test_models_that_rank_all_films_alike_differ_by_nothing():
 
 # odd types
 
-TYPES = {'nullable': lambda t: t.convert_dtypes(), 'arrow': lambda t: t.convert_dtypes(dtype_backend='pyarrow'), 'object': lambda t: t.astype(object)}
+TYPES = {
+    'nullable': lambda t: t.convert_dtypes(),
+    'arrow': lambda t: t.convert_dtypes(dtype_backend='pyarrow'),
+    'object': lambda t: t.astype(object),
+}
 
 
 @pytest.mark.parametrize('kind', TYPES)
@@ -124,7 +128,8 @@ def test_booleans_lists_and_texts():
     assert macro_auc([[True], [False]], [[1], [0]]).macro == 1 and numbers([1, None]).tolist()[0] == 1
     with pytest.raises(DataError, match='targets hold text'): macro_auc(np.array([['yes'], ['no']]), [[1], [0]])
     with pytest.raises(DataError, match='scores hold text'): macro_auc([[1], [0]], [['a'], ['b']])
-    with pytest.raises(DataError, match='1 films have no fold, first row 1'): bootstrap([[1], [0]], [[1], [0]], [0, 1], pd.Series([0, None]))
+    with pytest.raises(DataError, match='1 films have no fold, first row 1'):
+        bootstrap([[1], [0]], [[1], [0]], [0, 1], pd.Series([0, None]))
 
 
 # input that cannot be used
@@ -148,10 +153,17 @@ def test_scores_that_cannot_be_used(call, text):
     refused(lambda: call(y, z), text)
 
 
-@pytest.mark.parametrize('change,text', [
-    (dict(patients=[1, 2]), r'2 patients for \d+ films'), (dict(patients=None), 'have no patients, first row 0'), (dict(folds=[1, 2, 3]), '3 folds for'),
-    (dict(metric='f1'), "there is no metric 'f1'"), (dict(targets=np.zeros((0, 4)), probs=np.zeros((0, 4)), patients=[]), 'no film to evaluate')],
-    ids=lambda x: '' if isinstance(x, str) else next(iter(x)))
+@pytest.mark.parametrize(
+    'change,text',
+    [
+        (dict(patients=[1, 2]), r'2 patients for \d+ films'),
+        (dict(patients=None), 'have no patients, first row 0'),
+        (dict(folds=[1, 2, 3]), '3 folds for'),
+        (dict(metric='f1'), "there is no metric 'f1'"),
+        (dict(targets=np.zeros((0, 4)), probs=np.zeros((0, 4)), patients=[]), 'no film to evaluate'),
+    ],
+    ids=lambda x: '' if isinstance(x, str) else next(iter(x)),
+)
 def test_arguments_of_the_bootstrap_that_cannot_be_used(change, text):
     y, z, pat = simulated()
     if 'patients' in change and change['patients'] is None: change = dict(patients=np.where(pat == 0, np.nan, pat))
@@ -165,10 +177,19 @@ def refused(call, text):
 
 # one verdict
 
-@pytest.mark.parametrize('change,wide,narrow,said', [
-    (.002, (-.001, .0051), (0, .004), 'equivalent'), (.010, (-.001, .021), (.001, .019), 'undecided'), (.010, (.001, .019), (.002, .018), 'better'),
-    (-.010, (-.019, -.001), (-.018, -.002), 'worse'), (.010, (np.nan, np.nan), (np.nan, np.nan), 'undecided')])
-def test_verdict_needs_the_right_interval_for_each_claim(change, wide, narrow, said): assert verdict(change, wide, narrow, .005) == said
+
+@pytest.mark.parametrize(
+    'change,wide,narrow,said',
+    [
+        (0.002, (-0.001, 0.0051), (0, 0.004), 'equivalent'),
+        (0.010, (-0.001, 0.021), (0.001, 0.019), 'undecided'),
+        (0.010, (0.001, 0.019), (0.002, 0.018), 'better'),
+        (-0.010, (-0.019, -0.001), (-0.018, -0.002), 'worse'),
+        (0.010, (np.nan, np.nan), (np.nan, np.nan), 'undecided'),
+    ],
+)
+def test_verdict_needs_the_right_interval_for_each_claim(change, wide, narrow, said):
+    assert verdict(change, wide, narrow, 0.005) == said
 
 
 def test_verdict_over_many_comparisons_is_holms():

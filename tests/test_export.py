@@ -77,9 +77,15 @@ def example_input(example, film, folder):
 
 
 GREY = np.clip(np.random.default_rng(0).normal(120, 40, (61, 90)), 0, 255).astype(np.uint8)
-KINDS = {'grey': Image.fromarray(GREY), 'colour': Image.fromarray(np.stack([GREY]*3, -1)), 'sixteen bits': Image.fromarray(GREY.astype(np.uint16)*257),
-         'twelve of sixteen bits': Image.fromarray(GREY.astype(np.uint16)*16), 'flat, sixteen bits': Image.fromarray(np.full((20, 20), 999, np.uint16)),
-         'one bit': Image.fromarray(GREY > 100), 'palette': Image.fromarray(GREY).convert('P')}
+KINDS = {
+    'grey': Image.fromarray(GREY),
+    'colour': Image.fromarray(np.stack([GREY] * 3, -1)),
+    'sixteen bits': Image.fromarray(GREY.astype(np.uint16) * 257),
+    'twelve of sixteen bits': Image.fromarray(GREY.astype(np.uint16) * 16),
+    'flat, sixteen bits': Image.fromarray(np.full((20, 20), 999, np.uint16)),
+    'one bit': Image.fromarray(GREY > 100),
+    'palette': Image.fromarray(GREY).convert('P'),
+}
 
 
 @pytest.mark.parametrize('mode', ['squash', 'pad'])

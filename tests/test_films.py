@@ -8,10 +8,12 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -286,10 +288,81 @@ def test_cache_is_the_films(good, table, counted):
     assert cache(table, good, mode='pad').hash != px.hash and cache(table, good, size=17).shape == (6, 17, 17)
 
 
-def test_hash_is_of_the_pixels_not_the_place(good, table, tmp_path_factory):
-    other = tmp_path_factory.mktemp('other')
-    for f in table.image: shutil.copyfile(good / f, other / f)
-    assert cache(table, good).hash == cache(table, other).hash and cache(table, good).key != cache(table, other).key
+def test_a_copied_a_moved_and_a_renamed_folder_are_known_again(good, table, tmp_path_factory, counted):
+    first, cache_dir = cache(table, good), good / 'cache'
+    other = tmp_path_factory.mktemp('other') / 'site'
+    shutil.copytree(good, other, ignore=shutil.ignore_patterns('cache'))
+    renamed = table.assign(image=[f'new{f}' for f in table.image])
+    assert PixelCache(table, other, 16, cache_dir=cache_dir, progress=False).key == first.key
+    other.rename(other.with_name('moved'))
+    for f in table.image: (other.with_name('moved') / f).rename(other.with_name('moved') / f'new{f}')
+    again = PixelCache(renamed, other.with_name('moved'), 16, cache_dir=cache_dir, progress=False)
+    assert again.key == first.key and again.hash == first.hash and len(counted) == 6
+
+
+def flat(path, grey, when=315532800):
+    "A film of one grey level; all of them agree in size and time"
+    Image.fromarray(np.full((40, 40), grey, 'uint8')).save(path)
+    os.utime(path, (when, when))
+
+
+def test_two_folders_that_agree_in_name_size_and_time(tmp_path):
+    t, caches = pd.DataFrame(dict(image=['a.png'], patient=['1'])), []
+    for grey in (50, 200):
+        (tmp_path / str(grey)).mkdir()
+        flat(tmp_path / str(grey) / 'a.png', grey)
+    for grey in (50, 200): caches.append(PixelCache(t, tmp_path / str(grey), 32, cache_dir=tmp_path / 'c', progress=False))
+    assert [c[0].max() for c in caches] == [50, 200] and caches[0].hash != caches[1].hash
+
+
+@pytest.mark.parametrize('settled', [False, True])
+def test_a_film_replaced_by_one_of_the_same_size_and_time(tmp_path, settled, monkeypatch):
+    "At once, and after its content was kept"
+    if settled: monkeypatch.setattr(films, '_settling', -1)
+    t = pd.DataFrame(dict(image=['a.png'], patient=['1']))
+    for grey in (50, 200, 50):
+        flat(tmp_path / 'a.png', grey)
+        if settled: time.sleep(.02)
+        assert PixelCache(t, tmp_path, 32, cache_dir=tmp_path / 'c', progress=False)[0].max() == grey
+
+
+def test_only_the_middle_of_an_uncompressed_film_changes(tmp_path):
+    a = np.random.default_rng(0).integers(0, 4096, (300, 300))
+    b = a.copy()
+    b[140:160, 140:160] = 0
+    t, hashes = pd.DataFrame(dict(image=['a.dcm'], patient=['1'])), set()
+    for film in (a, b):
+        os.utime(dicom(tmp_path / 'a.dcm', film), (0, 0))
+        hashes.add(PixelCache(t, tmp_path, 64, cache_dir=tmp_path / 'c', progress=False).hash)
+    assert len(hashes) == 2
+
+
+def test_contents_are_read_once(good, table, monkeypatch):
+    read, real = [], films._content
+    monkeypatch.setattr(films, '_content', lambda path, identity: (read.append(path), real(path, identity))[1])
+    monkeypatch.setattr(films, '_settling', -1)
+    first = cache(table, good)
+    assert cache(table, good).key == first.key and len(read) == 6
+    write_films(good, ['f3.png'], seed=9)
+    assert cache(table, good).key != first.key and len(read) == 7
+    (good / 'cache' / 'contents').write_bytes(b'damaged')
+    assert cache(table, good, size=20).shape == (6, 20, 20) and len(read) == 13
+    monkeypatch.setattr(films, '_settling', 2.)
+    (good / 'cache' / 'contents').unlink()
+    for _ in range(2): cache(table, good)
+    assert len(read) == 25 and not (good / 'cache' / 'contents').exists()
+
+
+def test_a_hundred_thousand_films_are_known_soon(tmp_path, monkeypatch):
+    "Links to one film: what is kept of it is found without a look into the files"
+    monkeypatch.setattr(films, '_settling', -1)
+    flat(tmp_path / 'a.png', 50)
+    names = ['a.png'] * 100_000
+    keys = films._film_keys(names[:1], tmp_path, tmp_path / 'c' / 'contents', 1)
+    monkeypatch.setattr(films, '_content', lambda *a: pytest.fail('a film was read again'))
+    many = np.stack([np.arange(100_000, dtype='uint64'), np.arange(100_000, dtype='uint64')], 1)
+    films._keep(tmp_path / 'c' / 'contents', many)
+    assert (films._film_keys(names, tmp_path, tmp_path / 'c' / 'contents', 1) == keys).all()
 
 
 def test_changed_film_makes_another_cache(good, table, counted):
@@ -349,7 +422,7 @@ def test_folder_that_cannot_be_written(good, table):
 def test_read_only_folder(good, table, monkeypatch):
     px = cache(table, good)
     def refuse(*a, **k): raise PermissionError(13, 'Permission denied')
-    monkeypatch.setattr(films, 'open', refuse, raising=False)
+    monkeypatch.setattr(films, 'file_lock', refuse)
     assert cache(table, good).hash == px.hash
     with pytest.raises(DataError, match='Permission denied.*give a folder that can be written'): cache(table, good, size=20)
     assert len(finished(good)) == 1

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from conftest import ROOT
-from cxrlg import train
+from cxrlg import learner, train
 from cxrlg.callbacks import EMA, Checkpoint, History, StepGuard
 from cxrlg.graph import GraphL1
 from cxrlg.model import load_model, predict_logits
 from cxrlg.predict import Predictor
 from cxrlg.study import run_study, score_locked
-from cxrlg.train import TrainConfig, load_data, train_fold
+from cxrlg.config import TrainConfig
+from cxrlg.train import load_data, train_fold
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
 SMALL = dict(study='t', data_args={'n_patients': 60}, size=64, n_splits=3, locked=.2, epochs=2, bs=16, threads=1, deterministic=True)
@@ -69,14 +70,14 @@ class Stop(Exception): pass
 @pytest.mark.parametrize('amp', ['bf16', 'fp16', 'no'])
 def test_a_resumed_fold_gives_the_same_bytes(tmp_path, monkeypatch, amp, arm):
     "Every tensor that the resumed run starts its second epoch with is compared first: a difference there names its cause"
-    states, real_start, real = [], train.EpochSeed.before_train, Checkpoint.after_epoch
+    states, real_start, real = [], learner.EpochSeed.before_train, Checkpoint.after_epoch
     def watch(self):
         real_start(self)
         if self.epoch == 1: states.append({k: (v.stride(), v.dtype, v.cpu()) for k, v in tensors_of(self.learn)})
     def die(self):
         real(self)
         if self.epoch == 0: raise Stop('enough')
-    monkeypatch.setattr(train.EpochSeed, 'before_train', watch)
+    monkeypatch.setattr(learner.EpochSeed, 'before_train', watch)
     whole = run(tmp_path/'whole', arm=arm, amp=amp)
     with monkeypatch.context() as m, pytest.raises(Stop):
         m.setattr(Checkpoint, 'after_epoch', die)

@@ -1,12 +1,14 @@
 "The house rules: floors of imports, parameters, notebooks in sync and clean, nothing of this machine in what is committed."
 import ast
 import configparser
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,9 +23,11 @@ NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
 FLOORS = [
     {'core'},
-    {'data', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
-    {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'power', 'headroom'},
+    {'readers'},
+    {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
+    {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'power', 'headroom', 'evidence'},
     {'callbacks', 'programs', 'results', 'tables', 'corrections', 'kept'},
+    {'config', 'learner', 'engines'},
     {'train', 'controls', 'report'},
     {'study', 'predict'},
     {'ablation', 'localise', 'export', 'validate'},
@@ -39,8 +43,15 @@ def floor(room):
 
 def imports(path):
     "The rooms of cxrlg that a module imports"
-    names = [n for node in ast.walk(ast.parse(path.read_text())) for n in
-             ([a.name for a in node.names] if isinstance(node, ast.Import) else ['cxrlg.'*node.level + (node.module or '')] if isinstance(node, ast.ImportFrom) else [])]
+    names = [
+        n
+        for node in ast.walk(ast.parse(path.read_text()))
+        for n in (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else ['cxrlg.' * node.level + (node.module or '')] if isinstance(node, ast.ImportFrom) else []
+        )
+    ]
     return {n.split('.')[1] for n in names if n.startswith('cxrlg.')}
 
 
@@ -50,7 +61,10 @@ def test_imports_are_seen():
 
 @pytest.mark.parametrize('path', sorted(p for p in (ROOT/'cxrlg').glob('*.py') if not p.stem.startswith('_')), ids=lambda p: p.stem)
 def test_imports_go_one_way(path):
-    for other in imports(path): assert floor(other) < floor(path.stem), f'{path.stem} imports {other}, which is neither on a lower floor nor on a page before it'
+    for other in imports(path):
+        assert floor(other) < floor(
+            path.stem
+        ), f'{path.stem} imports {other}, which is neither on a lower floor nor on a page before it'
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +72,9 @@ def copy(tmp_path_factory):
     "A copy of the sources, so that the gates can run without touching the checkout"
     dst = tmp_path_factory.mktemp('copy')
     for name in ('nbs', 'cxrlg', 'images', 'settings.ini', '_quarto.yml', 'README.md'):
-        (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, dst/name, **({'symlinks': True} if (ROOT/name).is_dir() else {}))
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(
+            ROOT / name, dst / name, **({'symlinks': True} if (ROOT / name).is_dir() else {})
+        )
     return dst
 
 
@@ -82,14 +98,17 @@ def test_the_parameters_cells_are_tagged():
 def test_the_parameters_cell_and_TrainConfig_agree():
     from papermill import inspect_notebook
 
-    from cxrlg.train import TrainConfig
+    from cxrlg.config import TrainConfig
     cell = {k: eval(v['default']) for k, v in inspect_notebook(str(ROOT/'nbs'/'05_train.ipynb')).items()}
     assert list(cell) == [f.name for f in fields(TrainConfig)]
     assert TrainConfig(**cell) == TrainConfig()
 
 
 def test_the_papermill_notebooks_need_only_what_the_package_installs():
-    for name in ('05_train', '06_eval'): assert 'nbdev' not in ''.join(c.source for c in nbformat.read(ROOT/'nbs'/f'{name}.ipynb', 4).cells if c.cell_type == 'code')
+    for name in ('05_train', '06_eval'):
+        assert 'nbdev' not in ''.join(
+            c.source for c in nbformat.read(ROOT / 'nbs' / f'{name}.ipynb', 4).cells if c.cell_type == 'code'
+        )
 
 
 @pytest.mark.parametrize('path', sorted((ROOT/'configs').glob('*.yaml')), ids=lambda p: p.stem)
@@ -97,7 +116,9 @@ def test_every_config_is_understood(path):
     from cxrlg.ablation import read_ablation
     from cxrlg.study import expand, read_config
     written = yaml.safe_load(path.read_text())
-    if 'variants' in written: assert all(list(variants) == ['full', *written['variants']] for variants in read_ablation(path).values()); return
+    if 'variants' in written:
+        assert all(list(variants) == ['full', *written['variants']] for variants in read_ablation(path).values())
+        return
     jobs = expand(read_config(path))
     assert jobs and jobs[0].study == written['study']
 
@@ -114,7 +135,9 @@ def test_notebook_opens_with_a_claim_and_has_its_outputs(nb):
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
 def test_saved_outputs_are_of_the_code_beside_them(nb):
     nb = nbformat.read(nb, 4)
-    assert nb.metadata.get('cxrlg', {}).get('outputs_of') == code_hash(nb), 'its code changed after its outputs were saved: make notebooks NB=... runs it again'
+    assert nb.metadata.get('cxrlg', {}).get('outputs_of') == code_hash(
+        nb
+    ), 'its code changed after its outputs were saved: make notebooks NB=... runs it again'
 
 
 def tracked():
@@ -131,8 +154,13 @@ def test_nothing_speaks_of_a_machine():
 
 
 def test_lock_pins_everything_that_setup_asks_for():
-    cfg = configparser.ConfigParser(delimiters=['=']); cfg.read(ROOT/'settings.ini')
-    wanted = {re.match(r'[\w-]+', r).group().lower().replace('_', '-') for k in ('requirements', 'dev_requirements', 'dicom_requirements', 'dask_requirements', 'onnx_requirements') for r in cfg['DEFAULT'][k].split()}
+    cfg = configparser.ConfigParser(delimiters=['='])
+    cfg.read(ROOT / 'settings.ini')
+    wanted = {
+        re.match(r'[\w-]+', r).group().lower().replace('_', '-')
+        for k in ('requirements', 'dev_requirements', 'dicom_requirements', 'dask_requirements', 'onnx_requirements')
+        for r in cfg['DEFAULT'][k].split()
+    }
     lines = [l for l in (ROOT/'requirements.lock').read_text().splitlines() if l and not l.startswith(('#', ' '))]
     assert all(re.match(r'[\w.-]+==\S+', l) for l in lines)
     assert wanted <= {re.match(r'[\w.-]+', l).group().lower() for l in lines}
@@ -201,14 +229,47 @@ def test_cross_references_have_their_targets():
 def test_the_site_is_prepared_for_quarto(copy, tmp_path):
     "nbdev's part of `make docs`, with a stand-in where Quarto would be called: every page and picture lies where Quarto reads it"
     stand_in = tmp_path/'quarto'
-    stand_in.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 1.7.32\n[ "$1" = render ] && mkdir -p _docs\nexit 0\n'); stand_in.chmod(0o755)
-    run = subprocess.run([Path(sys.executable).parent/'nbdev_docs'], cwd=copy, env=os.environ | dict(PATH=f'{tmp_path}:{os.environ["PATH"]}'), capture_output=True, text=True)
+    stand_in.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 1.7.32\n[ "$1" = render ] && mkdir -p _docs\nexit 0\n')
+    stand_in.chmod(0o755)
+    run = subprocess.run(
+        [Path(sys.executable).parent / 'nbdev_docs'],
+        cwd=copy,
+        env=os.environ | dict(PATH=f'{tmp_path}:{os.environ["PATH"]}'),
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
-    for f in [*NOTEBOOKS, *(ROOT/'nbs').glob('*.qmd'), ROOT/'nbs'/'styles.css', ROOT/'nbs'/'references.bib']: assert (copy/'_proc'/f.name).is_file(), f.name
-    for link in re.findall(r'!\[[^]]*\]\((?!http)([^)]+)\)', (ROOT/'README.md').read_text()): assert (copy/'_proc'/link).is_file() and (ROOT/link).is_file(), link
+    for f in [*NOTEBOOKS, *(ROOT / 'nbs').glob('*.qmd'), ROOT / 'nbs' / 'styles.css', ROOT / 'nbs' / 'references.bib']:
+        assert (copy / '_proc' / f.name).is_file(), f.name
+    for link in re.findall(r'!\[[^]]*\]\((?!http)([^)]+)\)', (ROOT / 'README.md').read_text()):
+        assert (copy / '_proc' / link).is_file() and (ROOT / link).is_file(), link
 
 
 @pytest.mark.skipif(not shutil.which('quarto'), reason='Quarto is not on the PATH')
 def test_quarto_renders_the_site(copy):
     subprocess.run([Path(sys.executable).parent/'nbdev_docs'], cwd=copy, check=True)
     assert pages() <= {p.stem for p in (copy/'_docs').glob('*.html')}
+
+
+SOURCES = sorted(p for p in [*(ROOT/'cxrlg').glob('*.py'), *(ROOT/'tests').glob('*.py')] if p.name != '_modidx.py')
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda p: f'{p.parent.name}/{p.name}')
+def test_one_line_holds_one_idea(path):
+    "At most 140 characters, no semicolon between statements, no walrus inside a comprehension"
+    source = path.read_text()
+    lines = source.splitlines()[path.parent.name == 'cxrlg':] # a room's first line is its page's claim
+    long = [line[:40] for line in lines if len(line) > 140 and not line.startswith('__all__')]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    semicolons = [t.start[0] for t in tokens if t.type == tokenize.OP and t.string == ';']
+    comprehensions = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    inside = [n for c in ast.walk(ast.parse(source)) if isinstance(c, comprehensions) for n in ast.walk(c)]
+    walruses = [n.lineno for n in inside if isinstance(n, ast.NamedExpr)]
+    assert (long, semicolons, walruses) == ([], [], [])
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=lambda p: p.stem)
+def test_an_exported_cell_fits_on_a_screen(path):
+    "At most 60 lines, but for a table of fields that has to stand in one class"
+    exported = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code' and c.source.startswith('#| export')]
+    assert [source.splitlines()[1] for source in exported if len(source.splitlines()) > 60 and 'class TrainConfig' not in source] == []

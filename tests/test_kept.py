@@ -8,7 +8,7 @@ from cxrlg.corrections import Outputs
 from cxrlg.core import DataError
 from cxrlg.eval import simulate
 from cxrlg.results import example_study, read_study
-from cxrlg.kept import load_outputs, load_study, save_outputs, save_study
+from cxrlg.kept import load_outputs, load_study, locked_outputs, oof_outputs, save_outputs, save_study
 
 
 @pytest.fixture(scope='module')
@@ -51,6 +51,19 @@ def test_a_kept_study_names_no_film_no_patient_and_no_folder(study, tmp_path):
     names = set(study.films((0,)).image) | set(study.films((0,)).patient)
     assert not [n for n in names if n in texts] and 'someone' not in texts and '/films' not in texts
     assert 'w.pth' in texts and 'patients.csv' in texts
+
+
+def test_logits_before_the_graph_are_kept_of_the_folds_and_of_the_locked_films(study, tmp_path):
+    save_study(study, tmp_path/'kept.npz')
+    back, (out, _, _) = load_study(tmp_path/'kept.npz'), load_outputs(tmp_path/'kept.npz')
+    assert list(out.before) == ['prox'] and np.abs(out.before['prox'] - oof_outputs(study).before['prox']).max() < 1e-3
+    a, b = (locked_outputs(s, 'prox', before=True)[1] for s in (study, back))
+    assert np.abs(a - b).max() < 1e-3 and np.abs(a - locked_outputs(study, 'prox')[1]).max() > 1e-3
+    with np.load(tmp_path/'kept.npz') as f: parts = {k: f[k] for k in f if 'locked_before' not in k}
+    parts['more:before_prox'] = parts.pop('before:prox') # as earlier versions called it
+    np.savez_compressed(tmp_path/'old.npz', **parts)
+    old = load_study(tmp_path/'old.npz')
+    assert 'before' in old.kinds and np.isnan(locked_outputs(old, 'prox', before=True)[1]).all()
 
 
 def test_what_a_kept_study_lacks_is_said(tmp_path):

@@ -51,7 +51,11 @@ def films():
     rng = np.random.default_rng(0)
     patients = ['1', '1', '02', '02', '3', '3', 'x', 'x', 'y', 'y', 'z', 'z']
     table = pd.DataFrame(dict(image=[f'images/f{i}.jpg' for i in range(12)], patient=patients) | {l: np.float32(1) for l in LABELS})
-    rows = [(f'f{i}.png', LABELS[(i + k) % 3], *rng.uniform(0, .6, 2), *rng.uniform(.1, .4, 2)) for i in range(12) for k in range(1 + i % 3)] + [('f3.png', 'Mass', .5, .5, .2, .2)]
+    rows = [
+        (f'f{i}.png', LABELS[(i + k) % 3], *rng.uniform(0, 0.6, 2), *rng.uniform(0.1, 0.4, 2))
+        for i in range(12)
+        for k in range(1 + i % 3)
+    ] + [('f3.png', 'Mass', 0.5, 0.5, 0.2, 0.2)]
     return table, rng.integers(0, 256, (12, 64, 64), dtype=np.uint8), pd.DataFrame(rows, columns=['image', 'finding', 'x', 'y', 'w', 'h'])
 
 
@@ -61,7 +65,17 @@ def real(): return Path(os.environ.get('CXRLG_DATA', Path(__file__).resolve().pa
 
 class Planted(Predictor):
     "A predictor whose maps are given: [n, L, h, w], in the order of the films; a film's first pixel holds its number"
-    def __init__(self, study, maps): self.path, self.arm, self.labels, self.size, self.mode, self.folders, self.given = Path(study), 'none', LABELS, 64, 'squash', {(1, 0): None, (1, 1): None}, maps
+    def __init__(self, study, maps):
+        self.path, self.arm, self.labels, self.size, self.mode, self.folders, self.given = (
+            Path(study),
+            'none',
+            LABELS,
+            64,
+            'squash',
+            {(1, 0): None, (1, 1): None},
+            maps,
+        )
+
     def only(self, folds): return self
     def maps(self, pixels, bs=64): return self.given[pixels[:, 0, 0]]
 
@@ -80,22 +94,48 @@ def box_list(path, rows, header='Image Index,Finding Label,Bbox [x,y,w,h],,,'):
 # ---- boxes
 
 def test_read_boxes(tmp_path):
-    b = read_boxes(box_list(tmp_path/'b.csv', [('a.png', 'Infiltrate', 0, 512, 102.4, 51.2), ('b.png', ' Mass', 10, 20, 1014, 1004, '', '', '')]))
-    assert b.finding.tolist() == ['Infiltration', 'Mass'] and np.allclose(b[['x', 'y', 'w', 'h']], [[0, .5, .1, .05], [10/1024, 20/1024, 1014/1024, 1004/1024]])
+    b = read_boxes(
+        box_list(
+            tmp_path / 'b.csv',
+            [('a.png', 'Infiltrate', 0, 512, 102.4, 51.2), ('b.png', ' Mass', 10, 20, 1014, 1004, '', '', '')],
+        )
+    )
+    assert b.finding.tolist() == ['Infiltration', 'Mass'] and np.allclose(
+        b[['x', 'y', 'w', 'h']], [[0, 0.5, 0.1, 0.05], [10 / 1024, 20 / 1024, 1014 / 1024, 1004 / 1024]]
+    )
     assert len(read_boxes(box_list(tmp_path/'none.csv', []))) == 0
 
 
-BAD_BOXES = {'text': ('a.png', 'Mass', 'left', 1, 1, 1), 'blank': ('a.png', 'Mass', '', 1, 1, 1), 'no width': ('a.png', 'Mass', 1, 1, 0, 1), 'negative': ('a.png', 'Mass', -3, 1, 1, 1),
-             'outside': ('a.png', 'Mass', 1, 1025, 1, 1), 'infinite': ('a.png', 'Mass', 1, 1, 'inf', 1), 'no finding': ('a.png', '', 1, 1, 1, 1), 'no film': ('', 'Mass', 1, 1, 1, 1)}
+BAD_BOXES = {
+    'text': ('a.png', 'Mass', 'left', 1, 1, 1),
+    'blank': ('a.png', 'Mass', '', 1, 1, 1),
+    'no width': ('a.png', 'Mass', 1, 1, 0, 1),
+    'negative': ('a.png', 'Mass', -3, 1, 1, 1),
+    'outside': ('a.png', 'Mass', 1, 1025, 1, 1),
+    'infinite': ('a.png', 'Mass', 1, 1, 'inf', 1),
+    'no finding': ('a.png', '', 1, 1, 1, 1),
+    'no film': ('', 'Mass', 1, 1, 1, 1),
+}
 
 
 @pytest.mark.parametrize('name', BAD_BOXES)
 def test_bad_boxes_are_named(tmp_path, name):
-    with pytest.raises(DataError, match='row 3 is no box on a film of 1024 pixels') as e: read_boxes(box_list(tmp_path/'b.csv', [('a.png', 'Mass', 1, 1, 1, 1), BAD_BOXES[name]]))
+    with pytest.raises(DataError, match='row 3 is no box on a film of 1024 pixels') as e:
+        read_boxes(box_list(tmp_path / 'b.csv', [('a.png', 'Mass', 1, 1, 1, 1), BAD_BOXES[name]]))
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('make', [lambda p: p, lambda p: p.parent, lambda p: (p.write_text(''), p)[1], lambda p: box_list(p, [], 'a,b'), lambda p: (p.write_bytes(bytes(range(256))), p)[1]], ids=['lost', 'folder', 'empty', 'two columns', 'bytes'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda p: p,
+        lambda p: p.parent,
+        lambda p: (p.write_text(''), p)[1],
+        lambda p: box_list(p, [], 'a,b'),
+        lambda p: (p.write_bytes(bytes(range(256))), p)[1],
+    ],
+    ids=['lost', 'folder', 'empty', 'two columns', 'bytes'],
+)
 def test_files_that_are_no_boxes(tmp_path, make):
     with pytest.raises(DataError, match='cannot be read as a list of boxes') as e: read_boxes(make(tmp_path/'b.csv'))
     assert '\n' not in str(e.value)
@@ -111,8 +151,11 @@ def test_the_real_boxes(real):
     assert all(table[f][stems[Path(i).stem]] == 1 for i, f in zip(there.image, there.finding))
 
 
-ROWS = {'by name': 'finding,w,h,x,y,image\nMass,30,40,10,20,a.png\n', 'corners': 'image_id,rad_id,class_name,x_min,y_min,x_max,y_max\na.png,R1,Mass,10,20,40,60\nb,R1,No finding,,,,\n',
-        'BOM': '\ufeffimage,finding,x,y,w,h\na.png,Mass,10,20,30,40\n'}
+ROWS = {
+    'by name': 'finding,w,h,x,y,image\nMass,30,40,10,20,a.png\n',
+    'corners': 'image_id,rad_id,class_name,x_min,y_min,x_max,y_max\na.png,R1,Mass,10,20,40,60\nb,R1,No finding,,,,\n',
+    'BOM': '\ufeffimage,finding,x,y,w,h\na.png,Mass,10,20,30,40\n',
+}
 
 
 @pytest.mark.parametrize('name', ROWS)
@@ -153,27 +196,58 @@ def test_patients_that_every_model_has_seen_are_left_out(predictor, films, capsy
     table, pixels, boxes = films
     found = localise(predictor.only(0), table, pixels, boxes)
     gone = boxes.image.isin(['f2.png', 'f3.png']).sum()
-    assert '02' not in set(found.patient) and f'left out: {gone} boxes on films of patients that every model has seen' in capsys.readouterr().out
-    with pytest.raises(DataError, match='every model has seen'): localise(predictor.only(0), table, pixels, boxes[boxes.image.isin(['f2.png', 'f3.png'])], verbose=False)
+    assert (
+        '02' not in set(found.patient)
+        and f'left out: {gone} boxes on films of patients that every model has seen' in capsys.readouterr().out
+    )
+    with pytest.raises(DataError, match='every model has seen'):
+        localise(predictor.only(0), table, pixels, boxes[boxes.image.isin(['f2.png', 'f3.png'])], verbose=False)
 
 
 # ---- pointing and overlap
 
 def slow_rows(table, pixels, boxes, maps, tolerance, threshold):
     "What `localise` says, by plain loops"
-    pairs = [(r, f) for r in range(len(table)) for f in sorted(set(boxes.finding)) if len(boxes[(boxes.image == f'f{r}.png') & (boxes.finding == f)])]
+    pairs = [
+        (r, f)
+        for r in range(len(table))
+        for f in sorted(set(boxes.finding))
+        if len(boxes[(boxes.image == f'f{r}.png') & (boxes.finding == f)])
+    ]
     of = lambda r, f: boxes[(boxes.image == f'f{r}.png') & (boxes.finding == f)][['x', 'y', 'w', 'h']].to_numpy()
     n, out = room._GRID, []
-    def mask(bs, m=0.): return np.array([[any(x - m < (j + .5)/n < x + w + m and y - m < (i + .5)/n < y + h + m for x, y, w, h in bs) for j in range(n)] for i in range(n)])
+    def mask(bs, m=0.0):
+        return np.array(
+            [
+                [
+                    any(x - m < (j + 0.5) / n < x + w + m and y - m < (i + 0.5) / n < y + h + m for x, y, w, h in bs)
+                    for j in range(n)
+                ]
+                for i in range(n)
+            ]
+        )
+
     def large(m):
         m = F.interpolate(torch.tensor(m, dtype=torch.float32)[None, None], (n, n), mode='bilinear', align_corners=False)[0, 0].numpy()
         return (m - m.min()) / (m.max() - m.min())
     masks, larges = {p: mask(of(*p)) for p in pairs}, {(r, f): large(maps[r, LABELS.index(f)]) for r, f in pairs}
-    def hit(x, y, bs): return float(any(a - tolerance <= x <= a + w + tolerance and b - tolerance <= y <= b + h + tolerance for a, b, w, h in bs))
+    def hit(x, y, bs):
+        return float(
+            any(
+                a - tolerance <= x <= a + w + tolerance and b - tolerance <= y <= b + h + tolerance for a, b, w, h in bs
+            )
+        )
+
     for r, f in pairs:
         m, others = maps[r, LABELS.index(f)], [larges[q] for q in pairs if q[1] == f and table.patient[q[0]] != table.patient[r]]
         i, j = np.argwhere(m == m.max())[0]
-        row = dict(row=r, finding=f, hit=hit((j + .5)/m.shape[1], (i + .5)/m.shape[0], of(r, f)), chance=mask(of(r, f), tolerance).mean(), iou=((larges[r, f] >= threshold) & masks[r, f]).sum() / ((larges[r, f] >= threshold) | masks[r, f]).sum())
+        row = dict(
+            row=r,
+            finding=f,
+            hit=hit((j + 0.5) / m.shape[1], (i + 0.5) / m.shape[0], of(r, f)),
+            chance=mask(of(r, f), tolerance).mean(),
+            iou=((larges[r, f] >= threshold) & masks[r, f]).sum() / ((larges[r, f] >= threshold) | masks[r, f]).sum(),
+        )
         if others:
             mean = np.mean(others, axis=0)
             i, j = np.argwhere(mean == mean.max())[0]
@@ -204,17 +278,34 @@ def planted(table, boxes, shift=(0, 0)):
 
 def test_planted_maps_hit_and_shifted_ones_miss(study, films):
     table, pixels, _ = films
-    boxes = pd.DataFrame([(f'f{i}.png', LABELS[i % 3], .1 + .02*i, .3, .2, .2) for i in range(12)], columns=['image', 'finding', 'x', 'y', 'w', 'h'])
+    boxes = pd.DataFrame(
+        [(f'f{i}.png', LABELS[i % 3], 0.1 + 0.02 * i, 0.3, 0.2, 0.2) for i in range(12)],
+        columns=['image', 'finding', 'x', 'y', 'w', 'h'],
+    )
     on = localise(Planted(study, planted(table, boxes)), table, numbered(pixels), boxes, verbose=False)
     off = localise(Planted(study, planted(table, boxes, (.15, 0))), table, numbered(pixels), boxes, verbose=False)
     assert on.hit.eq(1).all() and off.hit.eq(0).all() and on.iou.min() > 0
-    assert localise(Planted(study, planted(table, boxes, (.15, 0))), table, numbered(pixels), boxes, tolerance=.1, verbose=False).hit.eq(1).all()
+    assert (
+        localise(
+            Planted(study, planted(table, boxes, (0.15, 0))),
+            table,
+            numbered(pixels),
+            boxes,
+            tolerance=0.1,
+            verbose=False,
+        )
+        .hit.eq(1)
+        .all()
+    )
     np.testing.assert_allclose(on.chance, .04, atol=.003)
 
 
 def test_a_point_between_two_boxes_is_outside(study, films):
     table, pixels, _ = films
-    boxes = pd.DataFrame([('f0.png', 'Mass', .1, .1, .2, .8), ('f0.png', 'Mass', .7, .1, .2, .8)], columns=['image', 'finding', 'x', 'y', 'w', 'h'])
+    boxes = pd.DataFrame(
+        [('f0.png', 'Mass', 0.1, 0.1, 0.2, 0.8), ('f0.png', 'Mass', 0.7, 0.1, 0.2, 0.8)],
+        columns=['image', 'finding', 'x', 'y', 'w', 'h'],
+    )
     maps = np.zeros((12, 3, 32, 32), np.float32)
     maps[0, 0, 16, 16] = 1
     found = localise(Planted(study, maps), table, numbered(pixels), boxes, verbose=False)
@@ -223,16 +314,38 @@ def test_a_point_between_two_boxes_is_outside(study, films):
 
 def test_the_others_boxes_point_where_most_of_them_are(study, films):
     table, pixels, _ = films
-    boxes = pd.DataFrame([(f'f{i}.png', 'Mass', .6 if i < 10 else .1, .6, .3, .3) for i in range(12)], columns=['image', 'finding', 'x', 'y', 'w', 'h'])
-    found = localise(Planted(study, np.random.default_rng(0).random((12, 3, 8, 8), dtype=np.float32)), table, numbered(pixels), boxes, verbose=False)
+    boxes = pd.DataFrame(
+        [(f'f{i}.png', 'Mass', 0.6 if i < 10 else 0.1, 0.6, 0.3, 0.3) for i in range(12)],
+        columns=['image', 'finding', 'x', 'y', 'w', 'h'],
+    )
+    found = localise(
+        Planted(study, np.random.default_rng(0).random((12, 3, 8, 8), dtype=np.float32)),
+        table,
+        numbered(pixels),
+        boxes,
+        verbose=False,
+    )
     assert found.mean_box.tolist() == [1]*10 + [0]*2
 
 
 def test_a_patient_is_no_rival_of_itself(study, films):
     table, pixels, _ = films
-    boxes = pd.DataFrame([('f0.png', 'Mass', .1, .1, .2, .2), ('f1.png', 'Mass', .1, .1, .2, .2), ('f6.png', 'Effusion', .5, .5, .3, .3), ('f8.png', 'Effusion', .5, .5, .3, .3)], columns=['image', 'finding', 'x', 'y', 'w', 'h'])
+    boxes = pd.DataFrame(
+        [
+            ('f0.png', 'Mass', 0.1, 0.1, 0.2, 0.2),
+            ('f1.png', 'Mass', 0.1, 0.1, 0.2, 0.2),
+            ('f6.png', 'Effusion', 0.5, 0.5, 0.3, 0.3),
+            ('f8.png', 'Effusion', 0.5, 0.5, 0.3, 0.3),
+        ],
+        columns=['image', 'finding', 'x', 'y', 'w', 'h'],
+    )
     found = localise(Planted(study, planted(table, boxes)), table, numbered(pixels), boxes, verbose=False)
-    assert found.mean_box.isna().tolist() == found.mean_map.isna().tolist() == found.iou_mean_map.isna().tolist() == [True, True, False, False]
+    assert (
+        found.mean_box.isna().tolist()
+        == found.mean_map.isna().tolist()
+        == found.iou_mean_map.isna().tolist()
+        == [True, True, False, False]
+    )
     t = hit_table(found, n_boot=50).set_index('finding')
     assert np.isnan(t.mean_box['Mass']) and np.isnan(t.gain['Mass']) and t.hit['Mass'] == 1 and t.mean_box['all'] == 1
 
@@ -241,13 +354,26 @@ def test_one_film_and_a_constant_map(study, films):
     table, pixels, _ = films
     boxes = pd.DataFrame([('f7.png', 'Mass', .5, .5, .3, .3)], columns=['image', 'finding', 'x', 'y', 'w', 'h'])
     t = localisation(Planted(study, np.ones((12, 3, 2, 2), np.float32)), table, numbered(pixels), boxes, n_boot=20, verbose=False)
-    assert t.finding.tolist() == ['Mass', 'all'] and t.hit.tolist() == [0, 0] and t.films.tolist() == [1, 1] and t.hit_low[0] == t.hit_high[0] == 0
+    assert (
+        t.finding.tolist() == ['Mass', 'all']
+        and t.hit.tolist() == [0, 0]
+        and t.films.tolist() == [1, 1]
+        and t.hit_low[0] == t.hit_high[0] == 0
+    )
 
 
 def test_a_box_that_leaves_the_film(study, films):
     table, pixels, _ = films
     boxes = pd.DataFrame([('f7.png', 'Mass', .9, .9, .5, .5)], columns=['image', 'finding', 'x', 'y', 'w', 'h'])
-    found = localise(Planted(study, np.eye(8, dtype=np.float32)[None, None].repeat(12, 0).repeat(3, 1) * np.arange(8, dtype=np.float32)), table, numbered(pixels), boxes, verbose=False)
+    found = localise(
+        Planted(
+            study, np.eye(8, dtype=np.float32)[None, None].repeat(12, 0).repeat(3, 1) * np.arange(8, dtype=np.float32)
+        ),
+        table,
+        numbered(pixels),
+        boxes,
+        verbose=False,
+    )
     assert found.hit[0] == 1 and abs(found.chance[0] - .01) < .003
 
 
@@ -275,9 +401,21 @@ def test_options_out_of_range(predictor, films, options):
 
 def test_what_is_left_out_is_said(predictor, films, capsys):
     table, pixels, boxes = films
-    more = pd.concat([boxes, pd.DataFrame([('f1.png', 'Nodule', .1, .1, .1, .1), ('lost.png', 'Mass', .1, .1, .1, .1)], columns=boxes.columns)])
+    more = pd.concat(
+        [
+            boxes,
+            pd.DataFrame(
+                [('f1.png', 'Nodule', 0.1, 0.1, 0.1, 0.1), ('lost.png', 'Mass', 0.1, 0.1, 0.1, 0.1)],
+                columns=boxes.columns,
+            ),
+        ]
+    )
     localise(predictor, table, pixels, more)
-    assert capsys.readouterr().out.splitlines() == ['25 boxes on 12 films of 6 patients', 'left out: 1 boxes of findings that the study does not know (Nodule)', 'left out: 1 boxes on films that are not in the table']
+    assert capsys.readouterr().out.splitlines() == [
+        '25 boxes on 12 films of 6 patients',
+        'left out: 1 boxes of findings that the study does not know (Nodule)',
+        'left out: 1 boxes on films that are not in the table',
+    ]
 
 
 # ---- the table
@@ -286,7 +424,8 @@ def test_intervals_equal_a_plain_bootstrap():
     rng = np.random.default_rng(0)
     patient = np.repeat([f'p{i}' for i in range(60)], rng.integers(1, 6, 60))
     v = rng.random((len(patient), 2)) < .3
-    v = v.astype(float); v[5, 1] = np.nan
+    v = v.astype(float)
+    v[5, 1] = np.nan
     fast = room._resampled(v, patient, 4000, 0)
     np.testing.assert_allclose(fast[0], np.nanmean(v, 0))
     groups, slow = [np.flatnonzero(patient == p) for p in pd.unique(patient)], []
@@ -297,7 +436,20 @@ def test_intervals_equal_a_plain_bootstrap():
 
 
 def test_the_interval_of_the_gain_is_paired():
-    found = pd.DataFrame(dict(finding='Mass', patient=[f'p{i}' for i in range(40)], row=range(40), boxes=[np.zeros((1, 4))]*40, hit=[0., 1.]*20, chance=.1, mean_map=0., mean_box=[0., 1.]*20, iou=.2, iou_mean_map=.1))
+    found = pd.DataFrame(
+        dict(
+            finding='Mass',
+            patient=[f'p{i}' for i in range(40)],
+            row=range(40),
+            boxes=[np.zeros((1, 4))] * 40,
+            hit=[0.0, 1.0] * 20,
+            chance=0.1,
+            mean_map=0.0,
+            mean_box=[0.0, 1.0] * 20,
+            iou=0.2,
+            iou_mean_map=0.1,
+        )
+    )
     t = hit_table(found).iloc[0]
     assert t.gain == t.gain_low == t.gain_high == 0 and t.hit_low < .5 < t.hit_high
 
@@ -310,9 +462,28 @@ def nih_folder(tmp_path, films):
     table, pixels, boxes = films
     (tmp_path/'films'/'images').mkdir(parents=True)
     for i, a in enumerate(pixels): Image.fromarray(a).resize((100, 100)).save(tmp_path/'films'/'images'/f'f{i}.png')
-    table.assign(**{'Image Index': [f'f{i}.png' for i in range(12)], 'Finding Labels': 'Mass|Effusion', 'Patient ID': table.patient.replace({'02': '2', 'x': '10', 'y': '11', 'z': '12'}), 'Follow-up #': 0, 'Patient Age': 50, 'Patient Gender': 'F', 'View Position': 'PA'}
-                 )[['Image Index', 'Finding Labels', 'Patient ID', 'Follow-up #', 'Patient Age', 'Patient Gender', 'View Position']].to_csv(tmp_path/'films'/'Data_Entry_2017.csv', index=False)
-    box_list(tmp_path/'films'/'BBox_List_2017.csv', [(b.image, b.finding.replace('Infiltration', 'Infiltrate'), b.x*1024, b.y*1024, b.w*1024, b.h*1024) for b in boxes.itertuples()])
+    table.assign(
+        **{
+            'Image Index': [f'f{i}.png' for i in range(12)],
+            'Finding Labels': 'Mass|Effusion',
+            'Patient ID': table.patient.replace({'02': '2', 'x': '10', 'y': '11', 'z': '12'}),
+            'Follow-up #': 0,
+            'Patient Age': 50,
+            'Patient Gender': 'F',
+            'View Position': 'PA',
+        }
+    )[
+        ['Image Index', 'Finding Labels', 'Patient ID', 'Follow-up #', 'Patient Age', 'Patient Gender', 'View Position']
+    ].to_csv(
+        tmp_path / 'films' / 'Data_Entry_2017.csv', index=False
+    )
+    box_list(
+        tmp_path / 'films' / 'BBox_List_2017.csv',
+        [
+            (b.image, b.finding.replace('Infiltration', 'Infiltrate'), b.x * 1024, b.y * 1024, b.w * 1024, b.h * 1024)
+            for b in boxes.itertuples()
+        ],
+    )
     return tmp_path/'films'
 
 
@@ -327,9 +498,20 @@ def test_write_localisation_and_its_command(nih_folder, tmp_path, monkeypatch, c
     assert saved.arm.tolist() == ['none']*len(t) + ['prox']*len(t) and saved.columns.tolist() == ['arm', *t.columns]
     np.testing.assert_allclose(saved.hit[:len(t)], t.hit, atol=1e-6)
     each = pd.read_csv(study/'localisation_films.csv', dtype={'patient': str})
-    assert set(each.arm) == {'none', 'prox'} and each.groupby('arm').boxes.sum().tolist() == [25, 25] and set(each.fold[each.patient == '1']) == {0}
+    assert (
+        set(each.arm) == {'none', 'prox'}
+        and each.groupby('arm').boxes.sum().tolist() == [25, 25]
+        and set(each.fold[each.patient == '1']) == {0}
+    )
     assert Image.open(study/'localisation.png').size[0] > 500 and not list(study.glob('*.tmp-*'))
-    write_localisation(study, nih_folder, read_boxes(nih_folder/'BBox_List_2017.csv'), n_boot=50, progress=False, out_dir=tmp_path/'elsewhere')
+    write_localisation(
+        study,
+        nih_folder,
+        read_boxes(nih_folder / 'BBox_List_2017.csv'),
+        n_boot=50,
+        progress=False,
+        out_dir=tmp_path / 'elsewhere',
+    )
     assert sorted(p.name for p in (tmp_path/'elsewhere').iterdir()) == ['localisation.csv', 'localisation.png', 'localisation_films.csv']
     main(str(study), str(nih_folder), arm='prox', n_boot=50)
     assert pd.read_csv(study/'localisation.csv').arm.tolist() == saved.arm.tolist()
@@ -342,7 +524,16 @@ def test_write_localisation_and_its_command(nih_folder, tmp_path, monkeypatch, c
     assert 'localisation.csv cannot be read' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('wrong, say', [(dict(boxes='lost.csv'), 'lost.csv cannot be read'), (dict(study_dir='nothing'), 'there is no study'), (dict(root='nowhere'), 'cannot be read'), (dict(arm='l1'), 'choose one of none, prox'), (dict(dataset='nhi'), 'did you mean')])
+@pytest.mark.parametrize(
+    'wrong, say',
+    [
+        (dict(boxes='lost.csv'), 'lost.csv cannot be read'),
+        (dict(study_dir='nothing'), 'there is no study'),
+        (dict(root='nowhere'), 'cannot be read'),
+        (dict(arm='l1'), 'choose one of none, prox'),
+        (dict(dataset='nhi'), 'did you mean'),
+    ],
+)
 def test_command_refuses_in_one_line(study, nih_folder, tmp_path, monkeypatch, capsys, wrong, say):
     monkeypatch.setenv('CXRLG_CACHE', str(tmp_path/'cache'))
     with pytest.raises(SystemExit) as e: main(**dict(study_dir=str(study), root=str(nih_folder)) | wrong)
@@ -355,7 +546,13 @@ def test_pictures(predictor, films):
     fig = overlay_sheet(predictor, pixels, localise(predictor, table, pixels, boxes, verbose=False), most=3)
     assert len(fig.axes) == 9 and all(ax.patches for ax in fig.axes if ax.images)
     ax = plot_boxes(pixels[0], np.eye(4), [[.25, .25, .5, .5], [0, 0, .1, .1]], (.5, .5), 'title')
-    assert len(ax.patches) == 2 and ax.patches[0].get_xy() == (15.5, 15.5) and ax.patches[0].get_width() == 32 and ax.lines[0].get_xdata()[0] == 31.5 and ax.patches[0].get_linestyle() == '-'
+    assert (
+        len(ax.patches) == 2
+        and ax.patches[0].get_xy() == (15.5, 15.5)
+        and ax.patches[0].get_width() == 32
+        and ax.lines[0].get_xdata()[0] == 31.5
+        and ax.patches[0].get_linestyle() == '-'
+    )
     assert plot_boxes(pixels[0], None, [[.25, .25, .5, .5]], (.9, .9)).patches[0].get_linestyle() == '--'
 
 
@@ -370,7 +567,8 @@ def test_boxes_in_pixels_of_films_of_ones_own(tmp_path, monkeypatch, mode):
         (study/f'none/seed1/fold{k}/config.json').write_text(json.dumps(config))
     films.mkdir()
     sizes = {'a.png': (120, 60), 'b.png': (50, 50), 'c.png': (40, 80)}
-    for i, (name, (w, h)) in enumerate(sizes.items()): Image.fromarray(np.random.default_rng(i).integers(0, 256, (h, w), dtype=np.uint8)).save(films/name)
+    for i, (name, (w, h)) in enumerate(sizes.items()):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (h, w), dtype=np.uint8)).save(films / name)
     FOLDS[:3].assign(**dict.fromkeys(LABELS, 1)).drop(columns='fold').to_csv(films/'mine.csv', index=False)
     (tmp_path/'boxes.csv').write_text('image,finding,x,y,w,h\na.png,Mass,60,30,30,15\n./b.png ,Mass,10,20,5,10\nc,Effusion,20,40,10,20\n')
     main(str(study), str(films), str(tmp_path/'boxes.csv'), n_boot=20)

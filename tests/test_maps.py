@@ -10,7 +10,16 @@ from cxrlg.model import CXRNet, load_model
 from small_studies import LABELS, one_line, one_thread, study
 
 
-@pytest.mark.parametrize('arch, size', [('test_resnet', 64), ('densenet121', 64), ('efficientnet_lite0', 64), ('seresnext26d_32x4d', 64), ('test_resnet', 50)])
+@pytest.mark.parametrize(
+    'arch, size',
+    [
+        ('test_resnet', 64),
+        ('densenet121', 64),
+        ('efficientnet_lite0', 64),
+        ('seresnext26d_32x4d', 64),
+        ('test_resnet', 50),
+    ],
+)
 def test_the_mean_of_a_map_is_the_logit_without_the_bias(arch, size):
     torch.manual_seed(0)
     model = CXRNet(arch, LABELS).eval()

@@ -18,7 +18,11 @@ def load(tmp_path, state):
     return CXRNet('test_resnet', ['a', 'b'], weights=str(tmp_path/'w.pth'))
 
 
-@pytest.mark.parametrize('wrap', [lambda s: s, lambda s: dict(state_dict=s), lambda s: dict(epoch=3, model=s)], ids=['bare', 'state_dict', 'model'])
+@pytest.mark.parametrize(
+    'wrap',
+    [lambda s: s, lambda s: dict(state_dict=s), lambda s: dict(epoch=3, model=s)],
+    ids=['bare', 'state_dict', 'model'],
+)
 def test_the_same_weights_however_they_are_wrapped(tmp_path, wrap):
     state = weights_of()
     net = load(tmp_path, wrap(state)).backbone.state_dict()
@@ -30,15 +34,25 @@ def test_the_same_weights_however_they_are_wrapped(tmp_path, wrap):
 def test_a_classifier_of_other_classes_and_none_at_all_are_taken(tmp_path):
     last = timm.create_model('test_resnet').pretrained_cfg['classifier']
     for change in (lambda v: v[:5], None):
-        state = {k: (change(v) if change and k.startswith(last) else v) for k, v in weights_of().items() if change or not k.startswith(last)}
+        state = {
+            k: (change(v) if change and k.startswith(last) else v)
+            for k, v in weights_of().items()
+            if change or not k.startswith(last)
+        }
         assert load(tmp_path, state).labels == ['a', 'b']
 
 
 REFUSED = {
-    'half of the layers': (lambda s: {k: v for k, v in s.items() if not k.startswith(('layer3', 'layer4'))}, 'are not in the file, or of another shape .first: layer3'),
-    'one tensor': (lambda s: {k: v for k, v in s.items() if k != 'layer1.0.bn1.bias'}, '1 of the .* .first: layer1.0.bn1.bias'),
+    'half of the layers': (
+        lambda s: {k: v for k, v in s.items() if not k.startswith(('layer3', 'layer4'))},
+        'are not in the file, or of another shape .first: layer3',
+    ),
+    'one tensor': (
+        lambda s: {k: v for k, v in s.items() if k != 'layer1.0.bn1.bias'},
+        '1 of the .* .first: layer1.0.bn1.bias',
+    ),
     'another shape': (lambda s: s | {'layer1.0.bn1.bias': torch.zeros(3)}, '1 of the .* of another shape'),
-    'no tensors': (lambda s: dict(epoch=3, lr=.1), 'holds no named tensors'),
+    'no tensors': (lambda s: dict(epoch=3, lr=0.1), 'holds no named tensors'),
     'a list': (lambda s: list(s.values()), 'holds no named tensors'),
     'nothing': (lambda s: {}, 'holds no named tensors'),
 }

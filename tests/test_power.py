@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from cxrlg.core import DataError
 from cxrlg.eval import bootstrap, simulate
@@ -42,10 +43,38 @@ def test_standard_error_scales_and_one_seed_knows_no_training():
 def test_power_is_what_normal_draws_give(gain, margin):
     e = PairedError(0, 100, 1, .004, 0, np.nan)
     d = gain + e.se() * np.random.default_rng(0).normal(size=200_000)
-    found = np.abs(d) > norm.ppf(.975) * e.se() if margin is None else np.abs(d) < margin - norm.ppf(.95) * e.se()
+    se = e.se() * np.sqrt(np.random.default_rng(1).chisquare(99, len(d)) / 99)
+    found = np.abs(d) > student.ppf(.975, 99) * se if margin is None else np.abs(d) < margin - student.ppf(.95, 99) * se
     assert abs(power(e, gain, margin=margin) - found.mean()) < .004
     n = patients_needed(e, gain, margin=margin)
     assert power(e, gain, n, margin=margin) >= .8 > power(e, gain, n - 1, margin=margin)
+
+
+def test_degrees_of_freedom_are_those_of_the_larger_part():
+    "Satterthwaite: S - 1 where training rules, P - 1 where patients do, and in between the formula"
+    assert np.isclose(PairedError(0, 100, 3, 0, 0, .01).df(), 2) and np.isclose(PairedError(0, 100, 3, .01, 0, 0).df(), 99)
+    assert PairedError(0, 100, 1, .01, 0, np.nan).df() == 99
+    e = PairedError(0, 100, 3, .01, .004, .006)
+    shared, runs = .01**2, (.004**2 + .006**2) / 3
+    assert np.isclose(e.df(), (shared + runs)**2 / (shared**2 / 99 + runs**2 / 2))
+    assert np.isclose(e.df(400), (shared / 4 + (.004**2 / 4 + .006**2) / 3)**2 / ((shared / 4)**2 / 399 + ((.004**2 / 4 + .006**2) / 3)**2 / 2))
+    assert e.df(np.array([100, 400])).shape == (2,)
+
+
+@pytest.mark.parametrize('training', [.002, .01, .03])
+def test_type_one_error_with_few_seeds(training):
+    "Three trainings of one recipe, twice: Student's t calls a change in about 5 %, the normal quantile in far more where training rules"
+    rng, P, S, t, n = np.random.default_rng(1), 200, 3, [], 600
+    y = (rng.random((P, 1)) < .4).astype(float)
+    for i in range(n):
+        loss = .02 * rng.normal(size=(1, P, 1)) + .02 * rng.normal(size=(S, P, 1)) + training * rng.normal(size=(S, 1, 1))
+        e = paired_error(y, np.full((S, P, 1), .5), .5 + np.where(y == 1, 1, -1) * loss, np.arange(P), n_boot=80, metric='brier', seed=i)
+        true = .02**2 + .02**2 + training**2 # of the squared deviations
+        t.append((abs(e.change - true) / e.se(), e.df()))
+    t, df = np.transpose(t)
+    by_t, by_normal = (t > student.ppf(.975, df)).mean(), (t > norm.ppf(.975)).mean()
+    assert by_t < .085, (by_t, by_normal)
+    if training > .002: assert by_normal > .1 and by_t > .01, (by_t, by_normal)
 
 
 def test_detectable_is_the_inverse_of_power():

@@ -17,11 +17,11 @@ from PIL import Image
 from scipy.special import expit, logit
 
 import cxrlg.predict as room
-from cxrlg.core import DataError
+from cxrlg.core import DataError, film_key, for_spreadsheets, printable
 from cxrlg.films import read_film
 from cxrlg.model import CXRNet, load_model, predict_logits, save_model
 from cxrlg.phantom import make_phantom
-from cxrlg.predict import Predictor, film_key, find_films, for_spreadsheets, main, printable
+from cxrlg.predict import Predictor, find_films, main
 from cxrlg.train import train_fold
 from small_studies import LABELS, copy, expected, load, names_in, numbers, one_line, one_thread, pngs, predictor, study, write_fold
 
@@ -43,7 +43,11 @@ def test_a_fold_gives_its_own_out_of_fold_logits(tmp_path, arm):
     for k in ('z', 'r', 'zf', 'rf'): np.testing.assert_allclose(logits[k], oof[[f'{k}:{l}' for l in labels]], atol=1e-5, rtol=0)
     r, rf = (oof[[f'{k}:{l}' for l in labels]].to_numpy('float64') for k in ('r', 'rf'))
     predictor = load(tmp_path/'t')
-    assert predictor.arm == arm and [n.split(' ')[0] for n in predictor.notes[:2]] == [f'{arm}/seed42/fold1', f'{arm}/seed42/fold2'] and 'phantom' in predictor.notes[2]
+    assert (
+        predictor.arm == arm
+        and [n.split(' ')[0] for n in predictor.notes[:2]] == [f'{arm}/seed42/fold1', f'{arm}/seed42/fold2']
+        and 'phantom' in predictor.notes[2]
+    )
     sigmoid = lambda z: 1 / (1 + np.exp(-z))
     np.testing.assert_allclose(predictor(files)[labels], (sigmoid(r) + sigmoid(rf)) / 2, atol=1e-5)
     np.testing.assert_allclose(predictor(files, flip=False)[labels], sigmoid(r), atol=1e-5)
@@ -101,10 +105,18 @@ def test_one_film_none_and_arrays(predictor, pngs):
     for films in (a, [a], a[None]): np.testing.assert_allclose(numbers(predictor(films)), numbers(one), atol=1e-6)
     assert predictor(a).file.tolist() == ['array 0']
     mixed = predictor([a.astype(float), pngs[0], np.zeros((0, 5), np.uint8), np.stack([a]*3, -1)])
-    assert mixed.error.str.contains('give uint8').tolist() == [True, False, True, True] and mixed[LABELS].isna().all(axis=1).tolist() == [True, False, True, True]
+    assert mixed.error.str.contains('give uint8').tolist() == [True, False, True, True] and mixed[LABELS].isna().all(
+        axis=1
+    ).tolist() == [True, False, True, True]
 
 
-PICTURES = {'last axis of colours': (48, 40, 3), 'of colours and alpha': (48, 40, 4), 'of one channel': (48, 40, 1), 'a line': (48,), 'a number': ()}
+PICTURES = {
+    'last axis of colours': (48, 40, 3),
+    'of colours and alpha': (48, 40, 4),
+    'of one channel': (48, 40, 1),
+    'a line': (48,),
+    'a number': (),
+}
 
 
 @pytest.mark.parametrize('name', PICTURES)
@@ -134,7 +146,13 @@ def test_findings_called_like_columns(tmp_path, pngs):
 
 def test_command_on_findings_called_like_columns(tmp_path, pngs, capsys):
     write_fold(tmp_path/'s/none/seed1/fold0', labels=['error', 'file', 'Mass'], size=64)
-    with pytest.raises(SystemExit) as e: main(str(tmp_path/'s'), [pngs[0], *bad_files(tmp_path, pngs[0])[:1]], str(tmp_path/'p.csv'), heatmaps=str(tmp_path/'maps'))
+    with pytest.raises(SystemExit) as e:
+        main(
+            str(tmp_path / 's'),
+            [pngs[0], *bad_files(tmp_path, pngs[0])[:1]],
+            str(tmp_path / 'p.csv'),
+            heatmaps=str(tmp_path / 'maps'),
+        )
     assert e.value.code == 1 and '1 of 2 films could not be read' in capsys.readouterr().err
     assert len(names_in(tmp_path/'maps')) == 1 and pd.read_csv(tmp_path/'p.csv').error_.notna().tolist() == [False, True]
 
@@ -144,23 +162,44 @@ def test_a_part_of_the_ensemble(copy, pngs):
     all_, old = load(copy), load(copy, seeds=42)
     assert (len(all_.models), len(old.models), len(load(copy, seeds=[7, 42], folds=1).models)) == (4, 2, 2)
     one = numbers(load(copy, seeds=7, folds=0)(pngs))
-    np.testing.assert_allclose(numbers(all_(pngs)), (one + numbers(load(copy, seeds=7, folds=1)(pngs)) + 2*numbers(old(pngs))) / 4, atol=1e-6)
+    np.testing.assert_allclose(
+        numbers(all_(pngs)), (one + numbers(load(copy, seeds=7, folds=1)(pngs)) + 2 * numbers(old(pngs))) / 4, atol=1e-6
+    )
     part = all_.only([1])
     assert list(part.folders) == [(7, 1), (42, 1)] and len(all_.models) == 4 and len(all_.folders) == 4
     np.testing.assert_allclose(numbers(part(pngs)), numbers(load(copy, folds=1)(pngs)), atol=1e-6)
-    for wrong, say in ((dict(seeds=8), 'no seed 8: choose among 7, 42'), (dict(folds=[0, 2]), 'no fold 2: choose among 0, 1'), (dict(seeds=[]), 'no seed')):
+    for wrong, say in (
+        (dict(seeds=8), 'no seed 8: choose among 7, 42'),
+        (dict(folds=[0, 2]), 'no fold 2: choose among 0, 1'),
+        (dict(seeds=[]), 'no seed'),
+    ):
         with pytest.raises(DataError, match=say): load(copy, **wrong)
     (copy/'none/seed7/fold1/done.json').unlink()
-    assert load(copy, folds=0).notes == [] and load(copy, seeds=42).notes == [] and load(copy, seeds=7).notes == ['none/seed7/fold1 is not finished: the ensemble goes without it']
+    assert (
+        load(copy, folds=0).notes == []
+        and load(copy, seeds=42).notes == []
+        and load(copy, seeds=7).notes == ['none/seed7/fold1 is not finished: the ensemble goes without it']
+    )
 
 
-@pytest.mark.parametrize('arch, n, size', [('test_resnet', 15, 64), ('seresnext26d_32x4d', 31, 64), ('densenet121', 0, 64), ('test_vit', 0, 160), ('inception_v3', 0, 96)])
+@pytest.mark.parametrize(
+    'arch, n, size',
+    [
+        ('test_resnet', 15, 64),
+        ('seresnext26d_32x4d', 31, 64),
+        ('densenet121', 0, 64),
+        ('test_vit', 0, 160),
+        ('inception_v3', 0, 96),
+    ],
+)
 def test_folded_batch_norms_give_the_same_numbers(arch, n, size):
     torch.manual_seed(0)
     model, x = CXRNet(arch, LABELS).eval(), torch.rand(2, 1, size, size)
     for m in model.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
-            m.running_mean.normal_(0, .1), m.running_var.uniform_(.5, 2), torch.nn.init.uniform_(m.weight, .5, 1.5), torch.nn.init.normal_(m.bias, 0, .1)
+            m.running_mean.normal_(0, 0.1), m.running_var.uniform_(0.5, 2), torch.nn.init.uniform_(
+                m.weight, 0.5, 1.5
+            ), torch.nn.init.normal_(m.bias, 0, 0.1)
     count = lambda m: sum(type(o) is torch.nn.BatchNorm2d for o in m.modules())
     folded = room._folded(copy_module.deepcopy(model))
     assert count(model) - count(folded) == n
@@ -195,9 +234,15 @@ def test_calibration_of_certain_probabilities_is_finite():
 
 
 BAD_SCALES = {
-    'cut': '{"none": {"Edema"', 'a list': '[1]', 'no label': json.dumps(dict(none={'Edema': SCALE['Edema']})), 'no bias': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=1)})),
-    'zero': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=0, bias=0)})), 'NaN': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=float('nan'), bias=0)})),
-    'text': json.dumps(dict(none=SCALE | {'Mass': dict(temperature='warm', bias=0)})), 'a number': json.dumps(dict(none=3)), 'null': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=None, bias=0)})),
+    'cut': '{"none": {"Edema"',
+    'a list': '[1]',
+    'no label': json.dumps(dict(none={'Edema': SCALE['Edema']})),
+    'no bias': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=1)})),
+    'zero': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=0, bias=0)})),
+    'NaN': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=float('nan'), bias=0)})),
+    'text': json.dumps(dict(none=SCALE | {'Mass': dict(temperature='warm', bias=0)})),
+    'a number': json.dumps(dict(none=3)),
+    'null': json.dumps(dict(none=SCALE | {'Mass': dict(temperature=None, bias=0)})),
 }
 
 
@@ -221,10 +266,21 @@ def dicom(path, a):
     pydicom = pytest.importorskip('pydicom')
     from pydicom.dataset import FileDataset, FileMetaDataset
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = pydicom.uid.DigitalXRayImageStorageForPresentation, '1.2.3', pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = (
+        pydicom.uid.DigitalXRayImageStorageForPresentation,
+        '1.2.3',
+        pydicom.uid.ExplicitVRLittleEndian,
+    )
     ds = FileDataset(str(path), {}, file_meta=meta, preamble=b'\0'*128)
     ds.SOPClassUID, ds.SOPInstanceUID, ds.Rows, ds.Columns = meta.MediaStorageSOPClassUID, '1.2.3', *a.shape
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 8, 8, 7, 1, 'MONOCHROME1', 0
+    (
+        ds.BitsAllocated,
+        ds.BitsStored,
+        ds.HighBit,
+        ds.SamplesPerPixel,
+        ds.PhotometricInterpretation,
+        ds.PixelRepresentation,
+    ) = (8, 8, 7, 1, 'MONOCHROME1', 0)
     ds.PixelData = (255 - a).tobytes()
     ds.save_as(path)
 
@@ -243,8 +299,17 @@ def test_films_of_any_depth_shape_and_colour(study, tmp_path):
     pixels = make_phantom(n_patients=2, size=64, seed=3)[1]
     a, reference = pixels[0], None
     deep = a.astype(np.uint16) * 257
-    kinds = dict(grey=Image.fromarray(a), rgb=Image.fromarray(np.stack([a]*3, -1)), rgba=Image.fromarray(np.dstack([a]*3 + [np.full_like(a, 255)])), deep=Image.fromarray(deep), bit=Image.fromarray(a > 100),
-                 tall=Image.fromarray(a).resize((64, 300)), line=Image.fromarray(a[:1]), dot=Image.fromarray(a[:1, :1]), cmyk=Image.fromarray(np.stack([a]*3, -1)).convert('CMYK'))
+    kinds = dict(
+        grey=Image.fromarray(a),
+        rgb=Image.fromarray(np.stack([a] * 3, -1)),
+        rgba=Image.fromarray(np.dstack([a] * 3 + [np.full_like(a, 255)])),
+        deep=Image.fromarray(deep),
+        bit=Image.fromarray(a > 100),
+        tall=Image.fromarray(a).resize((64, 300)),
+        line=Image.fromarray(a[:1]),
+        dot=Image.fromarray(a[:1, :1]),
+        cmyk=Image.fromarray(np.stack([a] * 3, -1)).convert('CMYK'),
+    )
     for k, im in kinds.items(): im.save(tmp_path/f'{k}.{"jpg" if k == "cmyk" else "png"}')
     files = {k: str(tmp_path/f'{k}.{"jpg" if k == "cmyk" else "png"}') for k in kinds}
     t = load(study)(list(files.values()))
@@ -284,7 +349,8 @@ def bad_files(folder, good):
     (folder/'b_text.png').write_text('a picture, honestly')
     (folder/'c_empty.jpg').write_bytes(b'')
     (folder/'d_head.dcm').write_bytes(b'\0'*128 + b'DICM' + b'\7'*40)
-    flipped = bytearray(data); flipped[len(data)//2] ^= 255
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 255
     (folder/'e_flipped.png').write_bytes(flipped)
     return sorted(str(f) for f in folder.iterdir())
 
@@ -304,7 +370,9 @@ def test_bad_films_are_rows_without_numbers(study, pngs, tmp_path):
 def test_a_film_that_vanishes_is_a_row_with_an_error(study, pngs, tmp_path, monkeypatch):
     monkeypatch.setattr(room.os.path, 'exists', lambda p, real=os.path.exists: str(p).endswith('gone.png') or real(p))
     t = load(study)([pngs[0], tmp_path/'gone.png', pngs[1]])
-    assert t.error.str.contains('gone.png is not there').tolist() == [False, True, False] and t[LABELS].isna().all(axis=1).tolist() == [False, True, False]
+    assert t.error.str.contains('gone.png is not there').tolist() == [False, True, False] and t[LABELS].isna().all(
+        axis=1
+    ).tolist() == [False, True, False]
 
 
 def test_all_films_bad(study, pngs, tmp_path):
@@ -315,7 +383,10 @@ def test_all_films_bad(study, pngs, tmp_path):
 
 def test_blank_films_are_flagged(study, pngs, tmp_path):
     for v in (0, 130, 255): Image.new('L', (40, 40), v).save(tmp_path/f'{v}.png')
-    assert load(study)([tmp_path/'0.png', pngs[0], tmp_path/'130.png', tmp_path/'255.png']).flag.tolist() == ['nearly constant film', ''] + ['nearly constant film']*2
+    assert (
+        load(study)([tmp_path / '0.png', pngs[0], tmp_path / '130.png', tmp_path / '255.png']).flag.tolist()
+        == ['nearly constant film', ''] + ['nearly constant film'] * 2
+    )
 
 
 # ---- finding films
@@ -346,7 +417,11 @@ def test_spellings_of_one_film(tmp_path, pngs, monkeypatch):
     assert film_key(COMPOSED) == film_key(DECOMPOSED) and film_key('7.png') != film_key('007.png')
     for name in (DECOMPOSED, '0000.png'): shutil.copy(pngs[0], tmp_path/name)
     monkeypatch.chdir(tmp_path)
-    assert find_films(COMPOSED) == [DECOMPOSED] and find_films('0000.png ') == ['0000.png'] and find_films([b'./0000.png']) == ['./0000.png']
+    assert (
+        find_films(COMPOSED) == [DECOMPOSED]
+        and find_films('0000.png ') == ['0000.png']
+        and find_films([b'./0000.png']) == ['./0000.png']
+    )
     shutil.copy(pngs[0], tmp_path/COMPOSED)
     assert find_films(COMPOSED) == [COMPOSED]
     with pytest.raises(DataError, match='there is no file'): find_films('000.png')
@@ -354,7 +429,8 @@ def test_spellings_of_one_film(tmp_path, pngs, monkeypatch):
 
 def test_films_without_an_ending_are_known_by_their_content(tmp_path, pngs):
     data = Path(pngs[0]).read_bytes()
-    for name in ('IM000001', '1.2.840.113619.7', 'a.ima', 'README', 'notes.txt', 'DICOMDIR', '.hidden', 'film.png '): (tmp_path/name).write_bytes(data)
+    for name in ('IM000001', '1.2.840.113619.7', 'a.ima', 'README', 'notes.txt', 'DICOMDIR', '.hidden', 'film.png '):
+        (tmp_path / name).write_bytes(data)
     (tmp_path/'README').write_text('no film')
     (tmp_path/'dicom').write_bytes(b'\0'*128 + b'DICM')
     assert [os.path.basename(f) for f in find_films(tmp_path)] == ['1.2.840.113619.7', 'IM000001', 'a.ima', 'dicom', 'film.png ']
@@ -383,19 +459,25 @@ def test_the_arm(study, tmp_path):
 def test_the_summary_names_arm_and_missing_folds(copy, capsys):
     (copy/'none/seed42/fold1/done.json').unlink()
     Predictor(copy)
-    assert capsys.readouterr().out.splitlines() == ['copy, arm none: 1 models, 3 findings, 32 px (squash); probabilities raw (no calibration.json of arm none in the study)', 'none/seed42/fold1 is not finished: the ensemble goes without it']
+    assert capsys.readouterr().out.splitlines() == [
+        'copy, arm none: 1 models, 3 findings, 32 px (squash); probabilities raw (no calibration.json of arm none in the study)',
+        'none/seed42/fold1 is not finished: the ensemble goes without it',
+    ]
 
 
 BROKEN = {
     'labels': (lambda p: write_fold(p, labels=LABELS[::-1]), 'has labels'),
     'size': (lambda p: write_fold(p, size=48), 'has size 48'),
     'mode': (lambda p: write_fold(p, data_args={'mode': 'pad'}), "has mode 'pad'"),
-    'two sizes': (lambda p: (p/'config.json').write_text(json.dumps(dict(size=64, data='nih', n_splits=2))), '64 in config.json and 32 in model.json'),
-    'no config': (lambda p: (p/'config.json').unlink(), 'config.json or model.json cannot be read'),
-    'config cut': (lambda p: (p/'config.json').write_text('{"size": 3'), 'config.json or model.json cannot be read'),
-    'config empty': (lambda p: (p/'config.json').write_text('{}'), 'lacks size'),
-    'no weights': (lambda p: (p/'model.safetensors').unlink(), 'holds no model.safetensors'),
-    'weights cut': (lambda p: os.truncate(p/'model.safetensors', 5000), 'damaged model'),
+    'two sizes': (
+        lambda p: (p / 'config.json').write_text(json.dumps(dict(size=64, data='nih', n_splits=2))),
+        '64 in config.json and 32 in model.json',
+    ),
+    'no config': (lambda p: (p / 'config.json').unlink(), 'config.json or model.json cannot be read'),
+    'config cut': (lambda p: (p / 'config.json').write_text('{"size": 3'), 'config.json or model.json cannot be read'),
+    'config empty': (lambda p: (p / 'config.json').write_text('{}'), 'lacks size'),
+    'no weights': (lambda p: (p / 'model.safetensors').unlink(), 'holds no model.safetensors'),
+    'weights cut': (lambda p: os.truncate(p / 'model.safetensors', 5000), 'damaged model'),
 }
 
 
@@ -449,7 +531,15 @@ def command(tmp_path_factory):
     "Runs the command in a process of its own, as the installed script does"
     script = tmp_path_factory.mktemp('bin')/'cxrlg_predict'
     script.write_text("import sys\nfrom cxrlg.predict import main\nif __name__ == '__main__': sys.exit(main())\n")
-    def run(*args, cwd=None): return subprocess.run([sys.executable, script, *map(str, args)], capture_output=True, text=True, cwd=cwd, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    def run(*args, cwd=None):
+        return subprocess.run(
+            [sys.executable, script, *map(str, args)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=os.environ | {'OMP_NUM_THREADS': '1'},
+        )
+
     return run
 
 
@@ -462,7 +552,11 @@ def test_command_predicts_a_folder(command, study, pngs, tmp_path):
     np.testing.assert_allclose(numbers(t), numbers(expected), atol=1e-5)
     assert 'arm none: 2 models' in run.stdout and str(out) in run.stdout and 'film' in run.stderr
     maps = sorted((tmp_path/'maps').iterdir())
-    assert len(maps) == len(t) and Image.open(maps[0]).size == (1000, 280) and maps[-1].name == f'{len(t) - 1:05d}_{os.path.basename(pngs[1])}'
+    assert (
+        len(maps) == len(t)
+        and Image.open(maps[0]).size == (1000, 280)
+        and maps[-1].name == f'{len(t) - 1:05d}_{os.path.basename(pngs[1])}'
+    )
     assert os.listdir(out.parent) == ['p.csv']
 
 
@@ -492,7 +586,9 @@ def test_command_films_of_one_name_in_two_folders(study, pngs, tmp_path, capsys)
     for k in 'ab': (tmp_path/k).mkdir(), shutil.copy(pngs['ab'.index(k)], tmp_path/k/'film.png')
     main(str(study), [str(tmp_path/'b'), str(tmp_path/'a')], out=str(tmp_path/'p.csv'), heatmaps=str(tmp_path/'maps'))
     t = pd.read_csv(tmp_path/'p.csv')
-    assert t.file.tolist() == [str(tmp_path/k/'film.png') for k in 'ba'] and sorted(os.listdir(tmp_path/'maps')) == ['00000_film.png', '00001_film.png']
+    assert t.file.tolist() == [str(tmp_path / k / 'film.png') for k in 'ba'] and sorted(
+        os.listdir(tmp_path / 'maps')
+    ) == ['00000_film.png', '00001_film.png']
     np.testing.assert_allclose(numbers(t), numbers(load(study)([pngs[1], pngs[0]])), atol=1e-5)
 
 
@@ -527,25 +623,31 @@ def test_command_on_a_full_disk(study, pngs, tmp_path, capsys):
 
 
 REFUSED = {
-    'no study': (lambda s, f, t: dict(study_dir=t/'nothing'), 'there is no study'),
+    'no study': (lambda s, f, t: dict(study_dir=t / 'nothing'), 'there is no study'),
     'no fold': (lambda s, f, t: dict(study_dir=t), 'holds no finished fold'),
     'no film': (lambda s, f, t: dict(films=[t]), 'holds no film'),
-    'missing film': (lambda s, f, t: dict(films=[f, t/'lost.png']), 'lost.png'),
+    'missing film': (lambda s, f, t: dict(films=[f, t / 'lost.png']), 'lost.png'),
     'no arm': (lambda s, f, t: dict(arm='l1'), 'choose one of none, prox'),
     'bs': (lambda s, f, t: dict(bs=0), 'at least one film a batch'),
     'out is a film': (lambda s, f, t: dict(out=f), 'is one of the films'),
     'out is a folder': (lambda s, f, t: dict(out=t), 'is a folder'),
     'out below a file': (lambda s, f, t: dict(out=f'{f}/p.csv'), 'it was not written'),
-    'out too long a name': (lambda s, f, t: dict(out='p'*250), 'it was not written'),
+    'out too long a name': (lambda s, f, t: dict(out='p' * 250), 'it was not written'),
     'maps below a file': (lambda s, f, t: dict(heatmaps=f'{f}/maps'), 'it was not written'),
     'no film named': (lambda s, f, t: dict(films=[]), 'no film is named'),
     'seeds': (lambda s, f, t: dict(seeds='42,x'), '--seeds 42,x: give whole numbers'),
     'no such seed': (lambda s, f, t: dict(seeds='43'), 'has no seed 43: choose among 42'),
     'template alone': (lambda s, f, t: dict(template='sample.csv'), 'belong to --submission'),
     'one file for both': (lambda s, f, t: dict(submission='p.csv', out='./p.csv'), 'are both'),
-    'submission over its template': (lambda s, f, t: dict(submission='s.csv', template='s.csv'), '--submission and --template are both s.csv'),
+    'submission over its template': (
+        lambda s, f, t: dict(submission='s.csv', template='s.csv'),
+        '--submission and --template are both s.csv',
+    ),
     'id alone': (lambda s, f, t: dict(id='image'), 'belong to --submission'),
-    'maps of a submission': (lambda s, f, t: dict(submission='s.csv', heatmaps='maps'), '--heatmaps belongs to a table'),
+    'maps of a submission': (
+        lambda s, f, t: dict(submission='s.csv', heatmaps='maps'),
+        '--heatmaps belongs to a table',
+    ),
     'submission is a film': (lambda s, f, t: dict(submission=f), 'is one of the films'),
     'no template': (lambda s, f, t: dict(submission='s.csv', template='lost.csv'), 'lost.csv cannot be read'),
 }
@@ -602,9 +704,15 @@ def test_submission_ids_stay_as_they_are(study, pngs, tmp_path):
 
 
 ASKED = {
-    'lost id': (lambda f, t: sample_of(t, [Path(f[0]).name, 'a.png', 'b.png']), '2 of the 3 ids of .* have no film: a.png, b.png'),
-    'strange column': (lambda f, t: sample_of(t, ['x'], ('Image_name', 'Oedema')), "asks for 'Oedema', which the study does not predict; did you mean 'Edema'"),
-    'id twice': (lambda f, t: sample_of(t, [Path(f[0]).name]*2), 'more than once'),
+    'lost id': (
+        lambda f, t: sample_of(t, [Path(f[0]).name, 'a.png', 'b.png']),
+        '2 of the 3 ids of .* have no film: a.png, b.png',
+    ),
+    'strange column': (
+        lambda f, t: sample_of(t, ['x'], ('Image_name', 'Oedema')),
+        "asks for 'Oedema', which the study does not predict; did you mean 'Edema'",
+    ),
+    'id twice': (lambda f, t: sample_of(t, [Path(f[0]).name] * 2), 'more than once'),
     'no row': (lambda f, t: sample_of(t, []), 'a header and no id'),
     'empty': (lambda f, t: (t.write_text(''), t)[1], 'cannot be read as CSV'),
     'no text': (lambda f, t: (t.write_bytes(bytes(range(256))), t)[1], 'cannot be read as CSV'),
@@ -626,7 +734,8 @@ def test_submission_with_two_films_of_one_id_or_a_bad_one(study, pngs, tmp_path)
         with pytest.raises(DataError, match='belong to two films or more: film'): load(study).submission(both, template)
     assert load(study).submission([both[0], pngs[1]], sample_of(tmp_path/'s.csv', ['film'])).shape == (1, 3)
     (tmp_path/'b'/'film.png').write_text('no film')
-    with pytest.raises(DataError, match='1 of 2 films could not be read, and a submission needs them all'): load(study).submission([both[1], pngs[1]])
+    with pytest.raises(DataError, match='1 of 2 films could not be read, and a submission needs them all'):
+        load(study).submission([both[1], pngs[1]])
 
 
 def test_command_writes_a_submission(study, pngs, tmp_path, capsys, monkeypatch):
@@ -657,11 +766,15 @@ def test_samples_however_they_are_spelt(predictor, pngs, expected, tmp_path, nam
     assert ','.join(t.columns) == header
 
 
-UNREADABLE = {'semicolons': ('Image_name;Mass\n1.png;0\n', 'is not separated by commas'), 'tabs': ('Image_name\tMass\n1.png\t0\n', 'is not separated by commas'),
-              'row numbers': (',Image_name,Mass\n0,1.png,0\n', 'column 1 has no name, .* save it without them'),
-              'row numbers at the end': ('Image_name,Mass,\n1.png,0,0\n', 'column 3 has no name'),
-              'a longer row': ('Image_name,Mass\n1.png,0,0\n', 'cannot be read as CSV'),
-              'no id': ('Mass,Edema\n0,0\n', "'Mass' is called like a finding"), 'one film twice': ('Image_name,Mass\n1.png,0\n./1.png ,0\n', 'more than once')}
+UNREADABLE = {
+    'semicolons': ('Image_name;Mass\n1.png;0\n', 'is not separated by commas'),
+    'tabs': ('Image_name\tMass\n1.png\t0\n', 'is not separated by commas'),
+    'row numbers': (',Image_name,Mass\n0,1.png,0\n', 'column 1 has no name, .* save it without them'),
+    'row numbers at the end': ('Image_name,Mass,\n1.png,0,0\n', 'column 3 has no name'),
+    'a longer row': ('Image_name,Mass\n1.png,0,0\n', 'cannot be read as CSV'),
+    'no id': ('Mass,Edema\n0,0\n', "'Mass' is called like a finding"),
+    'one film twice': ('Image_name,Mass\n1.png,0\n./1.png ,0\n', 'more than once'),
+}
 
 
 @pytest.mark.parametrize('name', UNREADABLE)

@@ -8,11 +8,11 @@ import psutil
 import pytest
 import torch
 
-from cxrlg import train
+from cxrlg import learner, train
 from cxrlg.core import DataError
 from cxrlg.programs import Programs
 from cxrlg.results import example_study
-from cxrlg.train import resolve_amp, train_device
+from cxrlg.learner import resolve_amp, train_device
 
 TINY = dict(study='tiny', data_args={'n_patients': 40}, size=32, n_splits=2, arch='test_resnet', arch_args={}, epochs=1, bs=8, threads=1)
 
@@ -57,7 +57,16 @@ def test_a_process_that_died_is_said_in_one_line(tmp_path):
     assert said.startswith(f'{tmp_path}/fold.ipynb: papermill could not write the notebook') and '\n' not in said
 
 
-@pytest.mark.parametrize('asked, capability, means', [('auto', (8, 0), 'bf16'), ('auto', (9, 0), 'bf16'), ('auto', (7, 5), 'fp16'), ('no', (9, 0), 'no'), ('fp16', (7, 5), 'fp16')])
+@pytest.mark.parametrize(
+    'asked, capability, means',
+    [
+        ('auto', (8, 0), 'bf16'),
+        ('auto', (9, 0), 'bf16'),
+        ('auto', (7, 5), 'fp16'),
+        ('no', (9, 0), 'no'),
+        ('fp16', (7, 5), 'fp16'),
+    ],
+)
 def test_precision_on_a_gpu(monkeypatch, asked, capability, means):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
     assert resolve_amp(asked, torch.device('cuda')) == means
@@ -65,21 +74,21 @@ def test_precision_on_a_gpu(monkeypatch, asked, capability, means):
 
 @pytest.mark.parametrize('avx512, amx, means', [(True, False, 'bf16'), (False, True, 'bf16'), (False, False, 'no')])
 def test_precision_on_a_processor(monkeypatch, avx512, amx, means):
-    monkeypatch.setattr(train.platform, 'machine', lambda: 'x86_64')
+    monkeypatch.setattr(learner.platform, 'machine', lambda: 'x86_64')
     monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512)
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
     assert resolve_amp('auto', torch.device('cpu')) == means
 
 
 def test_precision_on_an_arm_processor(monkeypatch):
-    monkeypatch.setattr(train.platform, 'machine', lambda: 'aarch64')
+    monkeypatch.setattr(learner.platform, 'machine', lambda: 'aarch64')
     for flags, means in ((['fp', 'bf16'], 'bf16'), (['fp'], 'no'), ([], 'no')):
-        monkeypatch.setattr(train, '_cpu_flags', lambda: flags)
+        monkeypatch.setattr(learner, '_cpu_flags', lambda: flags)
         assert resolve_amp('auto', torch.device('cpu')) == means
 
 
 def test_bf16_that_is_emulated_warns_with_its_cost(monkeypatch):
-    monkeypatch.setattr(train, 'cpu_computes_bf16', lambda: False)
+    monkeypatch.setattr(learner, 'cpu_computes_bf16', lambda: False)
     with pytest.warns(match='nine times slower'): assert resolve_amp('bf16', torch.device('cpu')) == 'bf16'
 
 

@@ -1,27 +1,39 @@
-"The README's figures are those of the committed out-of-fold logits."
+"The figures of the README and of the findings page are those of the committed out-of-fold logits."
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from conftest import ROOT
 from cxrlg.ablation import ablation_table
 from cxrlg.kept import load_outputs, load_study
 from cxrlg.eval import auc_interval, macro_auc, paired_bootstrap
+from cxrlg.headroom import study_ceiling
 from cxrlg.study import expand, read_config
 
 README = (ROOT/'README.md').read_text()
+FINDINGS = (ROOT/'nbs'/'findings.qmd').read_text()
 
 
 def mean_fold_auc(out, z, labels):
     "Mean over seeds and folds of the fold's macro AUC"
     cols = [out.labels.index(l) for l in labels]
-    return np.mean([macro_auc(out.targets[out.folds == k][:, cols], s[out.folds == k][:, cols]).macro for s in z for k in np.unique(out.folds)])
+    return np.mean(
+        [
+            macro_auc(out.targets[out.folds == k][:, cols], s[out.folds == k][:, cols]).macro
+            for s in z
+            for k in np.unique(out.folds)
+        ]
+    )
 
 
 def row(start, arm):
-    "The macro AUC in the README's table of results: the row of an arm, in the block that opens with a text"
-    block = README[README.index(start):]
+    "The macro AUC in the findings page's table: the row of an arm, in the block that opens with a text"
+    block = FINDINGS[FINDINGS.index(start):]
     return float(re.search(rf'^.*\| {arm}[^|]*\| (0\.\d+)', block, flags=re.M).group(1))
 
 
@@ -36,7 +48,7 @@ BLOCKS = [
 
 
 @pytest.mark.parametrize('name, start, judged, arm', [(*block, arm) for *block, arms in BLOCKS for arm in arms])
-def test_macro_auc_in_the_readme(name, start, judged, arm):
+def test_macro_auc_of_the_findings(name, start, judged, arm):
     out = load_outputs(ROOT/'nbs'/'results'/f'{name}_outputs.npz')[0]
     labels = [l for l, n in zip(out.labels, np.nansum(out.targets, 0)) if judged == 'all' or n >= 30]
     assert len(labels) == (13 if judged == 'frequent' else 14)
@@ -50,10 +62,10 @@ def test_no_patient_is_in_two_folds_or_locked_as_well():
 
 
 @pytest.mark.parametrize('name, start', [block[:2] for block in BLOCKS if block[2] == 'frequent'])
-def test_intervals_and_changes_in_the_readme(name, start):
+def test_intervals_and_changes_of_the_findings(name, start):
     "Recomputed from the kept logits, with the report's bootstrap"
     few = load_study(ROOT/'nbs'/'results'/f'{name}_outputs.npz').frequent(30)
-    grid, written = few.grid(*few.arms), README[README.index(start):]
+    grid, written = few.grid(*few.arms), FINDINGS[FINDINGS.index(start):]
     films, y = few.films(grid[1]), few.targets(grid[1])
     def numbers(text): return [float(x) for x in re.findall(r'[-+]?\d\.\d{3}', text)]
     p = {a: few.probs(a, grid) for a in few.arms}
@@ -86,3 +98,33 @@ def test_kept_studies_are_those_of_the_committed_configurations(name):
     assert set(jobs) == set(kept)
     first = next(iter(kept))
     assert jobs[first].hash == kept[first]['config']['hashes']['config']
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+    code = re.search(r'## In Python\n.*?```python\n(.*?)```', README, flags=re.S).group(1)
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | {'CXRLG_RUNS': str(tmp_path)})
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert 'macro' in run.stdout
+
+
+def test_the_readmes_table_says_what_the_findings_page_says():
+    "Each figure of a row of the README stands in one row of the page, or is the ceiling"
+    rows = [r for r in README.splitlines() if r.startswith(('| drawn', '| real'))]
+    assert len(rows) == 5
+    for text in rows:
+        auc, change, verdict = [c.strip() for c in text.split('|')][2:5]
+        assert auc in FINDINGS and f'| {change} | {verdict} |' in FINDINGS, text
+
+
+@pytest.mark.parametrize('name, start', [
+    ('nih128', '| real, the same four blocks'),
+    ('nih128_pretrained', '| real, pretrained'),
+    ('nih128_seresnext', '| real, the paper'),
+])
+def test_the_ceilings_in_the_readme(name, start):
+    study = load_study(ROOT/'nbs'/'results'/f'{name}_outputs.npz').frequent(30)
+    grid = study.grid('none')
+    y, p = study.targets(grid[1]), study.probs('none', grid).mean(0)
+    auc = {label: roc_auc_score(y[label].dropna(), p[y[label].notna(), j]) for j, label in enumerate(study.labels)}
+    written = float(re.search(rf'^{re.escape(start)}.*\| (0\.\d+)[^|]*\|$', README, flags=re.M).group(1))
+    assert study_ceiling(auc, y).gain == pytest.approx(written, abs=.0008)

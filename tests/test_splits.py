@@ -2,6 +2,7 @@
 import importlib.util
 import itertools
 import os
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
@@ -16,6 +19,7 @@ from sklearn.model_selection import GridSearchCV, check_cv, cross_val_score, cro
 from sklearn.multioutput import MultiOutputClassifier
 
 from cxrlg import splits
+from cxrlg.core import DataError, film_key
 from cxrlg.splits import *
 
 NAMES = ['Cardiomegaly', 'Edema', 'Mass', 'Nodule', 'Hernia', 'Effusion']
@@ -409,10 +413,29 @@ def test_index_of_the_table_is_kept():
     assert folds.index.equals(table.index) and folds.dtype == 'int64' and balance_report(table, folds).attrs['out'] == 0
 
 
-def test_labels_are_found_without_attrs():
-    table = random_table(0).assign(age=40.)
-    table.attrs = {}
-    assert list(balance_report(table, make_folds(table, 3)).index) == NAMES
+def test_a_table_without_its_findings_is_refused():
+    table = random_table(0).merge(pd.DataFrame({'image': ['00000.png'], 'portable': [1.]}), how='left', on='image')
+    for call in (lambda: make_folds(table), lambda: balance_report(table, np.zeros(len(table), int))):
+        with pytest.raises(ValueError, match=r"set table.attrs\['labels'\].*Effusion, portable"): call()
+
+
+@pytest.mark.parametrize('backend', ['numpy_nullable', 'pyarrow'])
+def test_nullable_and_arrow_columns_give_the_same_folds(backend):
+    table = with_(random_table(3, unknown=.2), split=None)
+    table.loc[table.patient.isin(table.patient.unique()[:40]), 'split'] = 'test'
+    other = table.convert_dtypes(dtype_backend=backend)
+    other.attrs = table.attrs
+    for options in ({}, {'locked': .2}, {'official': True}, {'group': 'image'}):
+        assert make_folds(other, 3, **options).tolist() == make_folds(table, 3, **options).tolist()
+    folds = make_folds(table, 3)
+    assert_disjoint(other, folds)
+    pd.testing.assert_frame_equal(balance_report(other, folds), balance_report(table, folds))
+
+
+def test_a_film_under_two_spellings_is_one():
+    table = random_table(0, 40)
+    table.loc[3, 'image'] = './00001.png '
+    with pytest.raises(ValueError, match='1 images are in the table twice'): make_folds(table)
 
 
 def with_(table, **columns):
@@ -438,6 +461,7 @@ def with_(table, **columns):
     (lambda t: t, {'locked': 1.}, 'locked=1.0: use a share'),
     (lambda t: t, {'locked': -.1}, 'locked=-0.1'),
     (lambda t: t, {'locked': .99999}, 'n_splits=5 is more than the 0 patients'),
+    (lambda t: t, {'locked': 1e-6}, 'locked=1e-06 of 100 patients sets none aside'),
     (lambda t: t, {'group': 'study'}, "group='study'"),
     (lambda t: t, {'n_splits': 1}, 'n_splits=1: use'),
     (lambda t: t, {'n_splits': 2.5}, 'n_splits=2.5'),
@@ -501,6 +525,25 @@ def test_same_folds_same_bytes(tmp_path):
 def test_faulty_folds_files(tmp_path, text, message):
     (tmp_path/'folds.csv').write_text(text)
     with pytest.raises(ValueError, match=message): read_folds(tmp_path/'folds.csv', pd.DataFrame({'image': list('abc'), 'patient': [1, 1, 2]}))
+
+
+def test_folds_file_that_is_not_there(tmp_path):
+    for path in (tmp_path, tmp_path/'nowhere.csv'):
+        with pytest.raises(DataError, match='cannot be read .*: give the folds.csv that make_folds wrote'): read_folds(path, random_table(0, 10))
+
+
+NAMES_OF_FILMS = st.lists(st.text(st.characters(codec='utf-8', exclude_characters='\0'), min_size=1, max_size=8), min_size=4, max_size=8, unique_by=film_key)
+
+
+@settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(NAMES_OF_FILMS, st.sampled_from(['NFC', 'NFD']), st.booleans())
+def test_folds_of_any_names_come_back(tmp_path, names, form, spreadsheet):
+    table = pd.DataFrame({'image': names, 'patient': names, 'A': [0., 1.]*(len(names)//2) + [1.]*(len(names) % 2)})
+    table.attrs['labels'] = ['A']
+    folds = make_folds(table, 2, path=tmp_path/'folds.csv')
+    if spreadsheet: (tmp_path/'folds.csv').write_bytes(b'\xef\xbb\xbf' + (tmp_path/'folds.csv').read_bytes())
+    other = table.assign(image=[unicodedata.normalize(form, n) for n in names])
+    assert read_folds(tmp_path/'folds.csv', other[::-1]).tolist() == folds[::-1].tolist()
 
 
 def test_binary_folds_file(tmp_path):

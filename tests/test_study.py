@@ -1,4 +1,5 @@
-"A study end to end: what is refused before anything runs, a fold that fails, a study that is stopped, locked patients, and what the second call does."
+"A study end to end: what is refused, a fold that fails, a study that is stopped, locked patients, and the second call."
+
 import concurrent.futures
 import json
 import os
@@ -27,14 +28,32 @@ from cxrlg.core import DataError
 from cxrlg.phantom import make_phantom
 from cxrlg.programs import _failure
 from cxrlg.study import StudyError, expand, read_config, run_study, score_locked
-from cxrlg.train import TrainConfig, train_fold
+from cxrlg.config import TrainConfig
+from cxrlg.train import train_fold
 
-TINY = dict(study='tiny', arms=['none'], data_args={'n_patients': 40}, size=32, n_splits=2, arch='test_resnet', arch_args={}, epochs=1, bs=8, threads=1)
+TINY = dict(
+    study='tiny',
+    arms=['none'],
+    data_args={'n_patients': 40},
+    size=32,
+    n_splits=2,
+    arch='test_resnet',
+    arch_args={},
+    epochs=1,
+    bs=8,
+    threads=1,
+)
 
 
 def command(*args, **env):
     "The command as a user calls it: exit status, standard output, lines of standard error without warnings"
-    run = subprocess.run([Path(sys.executable).parent/'cxrlg_study', *map(str, args)], cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(PYTHONWARNINGS='ignore') | env)
+    run = subprocess.run(
+        [Path(sys.executable).parent / 'cxrlg_study', *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(PYTHONWARNINGS='ignore') | env,
+    )
     return run.returncode, run.stdout, run.stderr
 
 
@@ -71,7 +90,12 @@ def stop(process, how, log, group=False):
     (os.killpg if group else os.kill)(process.pid, how)
     assert process.wait(60) == 130
     assert time.monotonic() - start < 15
-    assert log.read_text().strip().splitlines()[-1].endswith('cxrlg_study: stopped; the same command goes on from the last finished epoch of each fold')
+    assert (
+        log.read_text()
+        .strip()
+        .splitlines()[-1]
+        .endswith('cxrlg_study: stopped; the same command goes on from the last finished epoch of each fold')
+    )
     assert 'Traceback' not in log.read_text() and 'failed:' not in log.read_text()
 
 
@@ -107,10 +131,20 @@ def test_a_failing_fold_is_named_and_the_others_go_on(config, tmp_path, monkeypa
     assert 'phantom' in (tmp_path/'runs'/'tiny'/'report.html').read_text()
 
 
-@pytest.mark.parametrize('change,says', [
-    (dict(epoch=2), "did you mean 'epochs'"), (dict(arms=['none', 'lasso']), 'none, l1, prox'), (dict(folds=[0, 2]), 'the folds are 0 to 1'),
-    (dict(data='csv', data_dir='no/such/folder'), 'no/such/folder'), (dict(arch='test_resnt'), 'test_resnet'), (dict(epochs='three'), 'whole number'),
-    (dict(n_splits=41), '40 patients'), (dict(arms=[]), 'arms'), (dict(seeds=['x']), 'seed')])
+@pytest.mark.parametrize(
+    'change,says',
+    [
+        (dict(epoch=2), "did you mean 'epochs'"),
+        (dict(arms=['none', 'lasso']), 'none, l1, prox'),
+        (dict(folds=[0, 2]), 'the folds are 0 to 1'),
+        (dict(data='csv', data_dir='no/such/folder'), 'no/such/folder'),
+        (dict(arch='test_resnt'), 'test_resnet'),
+        (dict(epochs='three'), 'whole number'),
+        (dict(n_splits=41), '40 patients'),
+        (dict(arms=[]), 'arms'),
+        (dict(seeds=['x']), 'seed'),
+    ],
+)
 def test_refused_before_anything_runs(tmp_path, change, says):
     with pytest.raises(DataError, match=says) as e: run_study(TINY | change, out_dir=str(tmp_path), bar=False)
     assert '\n' not in str(e.value)
@@ -129,8 +163,14 @@ def test_the_command_refuses_in_one_line(tmp_path):
 def test_a_stopped_study_leaves_nothing_behind_and_goes_on(tmp_path, monkeypatch):
     (tmp_path/'long.yaml').write_text(yaml.safe_dump(TINY | dict(study='long', epochs=80, folds=[0], out_dir=str(tmp_path/'runs'))))
     fold, log = tmp_path/'runs'/'long'/'none'/'seed42'/'fold0', tmp_path/'log'
-    call = lambda n: subprocess.Popen([Path(sys.executable).parent/'cxrlg_study', tmp_path/'long.yaml', '--n_jobs', str(n)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=open(log, 'w'),
-                                      start_new_session=True, env=os.environ | dict(PYTHONWARNINGS='ignore'))
+    call = lambda n: subprocess.Popen(
+        [Path(sys.executable).parent / 'cxrlg_study', tmp_path / 'long.yaml', '--n_jobs', str(n)],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=open(log, 'w'),
+        start_new_session=True,
+        env=os.environ | dict(PYTHONWARNINGS='ignore'),
+    )
     rows = lambda: len(study.torch.load(fold/'checkpoint.pt', weights_only=True)['history']) if (fold/'checkpoint.pt').is_file() else 0
     for n, how, group in ((2, signal.SIGINT, True), (1, signal.SIGTERM, False)):
         before, going = rows(), call(n)
@@ -193,7 +233,8 @@ def test_folds_are_scored_side_by_side_each_with_its_own_threads(tmp_path, monke
     monkeypatch.setattr(study, '_locked_frame', together)
     score_locked(jobs, bar=False, n_jobs=2)
     assert seen == [1, 1] and torch.get_num_threads() == 2
-    with concurrent.futures.ThreadPoolExecutor(1) as pool: assert pool.submit(torch.get_num_threads).result() == 2, 'a new thread takes the number that was set last'
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2, 'a new thread takes the number that was set last'
     torch.set_num_threads(before)
     for path, one in alone.items(): pd.testing.assert_frame_equal(pd.read_parquet(path/'locked.parquet'), one)
 
@@ -251,7 +292,8 @@ def test_a_fold_trained_again_forgets_what_its_predecessor_said(tmp_path):
 
 @pytest.mark.parametrize('arch_args', [dict(act_layer='foo'), dict(block='x'), dict(output_stride=5), dict(layers='two')])
 def test_a_model_that_cannot_be_built_is_one_line(tmp_path, arch_args):
-    with pytest.raises(DataError, match='arch=|holds no') as e: run_study(TINY | dict(out_dir=str(tmp_path), arch='resnet10t', arch_args=arch_args), bar=False)
+    with pytest.raises(DataError, match='arch=|holds no') as e:
+        run_study(TINY | dict(out_dir=str(tmp_path), arch='resnet10t', arch_args=arch_args), bar=False)
     assert '\n' not in str(e.value) and str(e.value).split(': ')[-1].strip()
 
 
@@ -272,7 +314,14 @@ def test_the_report_is_made_anew_when_something_in_it_changed(tmp_path, monkeypa
     monkeypatch.setattr(study, 'notebook', lambda name: notebook)
     key = lambda n_boot=20: study._evaluation_key(study.StudyFolder(tmp_path), n_boot)
     keys = [key(), key(30)]
-    for name, text in (('done.json', '{}'), ('done.json', '{"auc": 1}'), ('locked.parquet', 'a'), ('locked.parquet', 'b'), ('../../../flow.json', '{"left_out": 0}'), ('../../../flow.json', '{"left_out": 1}')):
+    for name, text in (
+        ('done.json', '{}'),
+        ('done.json', '{"auc": 1}'),
+        ('locked.parquet', 'a'),
+        ('locked.parquet', 'b'),
+        ('../../../flow.json', '{"left_out": 0}'),
+        ('../../../flow.json', '{"left_out": 1}'),
+    ):
         (fold/name).write_text(text)
         keys.append(key())
     nb = nbformat.read(notebook, 4)
@@ -316,16 +365,23 @@ def files_up_to(n):
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(config, tmp_path):
-    with files_up_to(1000), pytest.raises(DataError, match=rf'{re.escape(str(tmp_path))}/runs/.*File too large') as e: run_study(config, bar=False)
+    with files_up_to(1000), pytest.raises(DataError, match=rf'{re.escape(str(tmp_path))}/runs/.*File too large') as e:
+        run_study(config, bar=False)
     assert '\n' not in str(e.value)
     assert [f for f in (tmp_path/'runs').rglob('*') if f.is_file()] == []
-    with files_up_to(300_000), pytest.raises(StudyError, match='1 of 1 folds failed; .*, cell [0-9]+: [A-Z][A-Za-z]+: .{20}') as e: run_study(config, folds=[0], bar=False)
+    with files_up_to(300_000), pytest.raises(
+        StudyError, match='1 of 1 folds failed; .*, cell [0-9]+: [A-Z][A-Za-z]+: .{20}'
+    ) as e:
+        run_study(config, folds=[0], bar=False)
     assert '\n' not in str(e.value)
     assert not list(tmp_path.rglob('done.json')) and not list(tmp_path.rglob('*.tmp-*'))
 
 
 def test_a_notebook_that_is_not_written_says_what_papermill_said(tmp_path):
-    assert _failure(tmp_path/'no.ipynb', 'some\nOSError: disk full\n') == f'{tmp_path}/no.ipynb: papermill could not write the notebook: OSError: disk full'
+    assert (
+        _failure(tmp_path / 'no.ipynb', 'some\nOSError: disk full\n')
+        == f'{tmp_path}/no.ipynb: papermill could not write the notebook: OSError: disk full'
+    )
     (tmp_path/'half.ipynb').write_text('{"cells": [')
     assert _failure(tmp_path/'half.ipynb', '').endswith('no message')
 

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from cxrlg.core import DataError
 from cxrlg.eval import auc_interval, macro_auc, paired_bootstrap
 from cxrlg.results import StudyFolder, example_study, read_study
-from cxrlg.tables import fit_calibration, locked_table, power_table, summarise
+from cxrlg.tables import counted_up, fit_calibration, locked_table, power_table, summarise
 
 
 @pytest.fixture()
@@ -52,8 +52,31 @@ def test_every_verdict_says_how_it_was_adjusted(closed):
 def test_power_table_of_a_study(study):
     t = power_table(study, 60)
     assert t.arm.tolist() == ['prox', 'prox'] and t.positives.tolist() == ['all', '30 or more']
-    assert np.allclose(t.detectable / t.se, norm.ppf(.975) + norm.ppf(.8))
+    assert np.allclose(t.detectable / t.se, norm.ppf(.975) + norm.ppf(.8), rtol=.02) and (t.df == t.patients - 1).all()
     assert len(power_table(example_study(study.path.parent/'alone', 100, arms=('none',)), 20)) == 0
+
+
+def idle(path):
+    "Predictions of a fold whose graph does nothing: what is read before it is what is read after it"
+    def edit(t): return t.assign(**{f'z{k[1:]}': t[k] for k in t if k.startswith(('r:', 'rf:'))})
+    rewrite(path, edit)
+
+
+def test_a_layer_that_does_nothing_is_called_inactive(closed):
+    t = summarise(closed, 20)
+    for name in ('arms', 'frequent', 'locked'):
+        here = t[name][t[name].arm == 'prox']
+        assert np.isfinite(here.own_change).all() and t[name].own_change[t[name].arm == 'none'].isna().all(), name
+        assert (here.layer == np.where(here.own_change.abs() < .0005, 'layer inactive', 'layer acts')).all(), name
+    for (arm, _, _), fold in closed.found().items():
+        if arm == 'prox': idle(fold.oof), idle(fold.locked)
+    t = summarise(closed, 20)
+    for name in ('arms', 'frequent', 'locked'):
+        assert t[name].layer[t[name].arm == 'prox'].eq('layer inactive').all() and t[name].layer[t[name].arm == 'none'].eq('').all(), name
+
+
+def test_a_gain_in_the_last_digits_is_no_gain(study):
+    assert counted_up([1e-6, 2e-5, -1, 0]) == '1 of 4'
 
 
 def test_no_replicates_and_no_study_are_refused(study):

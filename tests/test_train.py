@@ -28,14 +28,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import ROOT
-from cxrlg import core, model, train
+from cxrlg import core, learner, model, train
 from cxrlg.asl import AsymmetricLoss
 from cxrlg.batches import fold_dls
 from cxrlg.core import DataError
 from cxrlg.graph import GraphL1
 from cxrlg.model import load_model, predict_logits
 from cxrlg.callbacks import EMA, Checkpoint, History, StepGuard
-from cxrlg.train import TrainConfig, fit_fold, load_data, load_folds, lr_range, make_learner, make_model, train_fold
+from cxrlg.config import TrainConfig
+from cxrlg.learner import fit_fold, make_learner, make_model
+from cxrlg.train import load_data, load_folds, lr_range, train_fold
 
 TINY = dict(study='t', data_args={'n_patients': 40}, size=32, n_splits=3, arch='test_resnet', arch_args={}, bs=8, epochs=3, threads=1)
 BYTES = ('model.safetensors', 'oof.parquet')
@@ -79,7 +81,12 @@ def test_a_new_last_layer_on_pretrained_features_starts_at_the_constant_that_the
     cfg, share = TrainConfig(**TINY | dict(loss=loss, weights=str(tmp_path/'w.safetensors'))), torch.tensor([.1, .5, .002])
     with torch.no_grad(): p = make_model(cfg, ['a', 'b', 'c'], share).eval()(torch.rand(4, 1, 32, 32)).sigmoid()
     assert torch.allclose(p, torch.tensor(start).expand(4, 3), atol=1e-6)
-    with torch.no_grad(): free = make_model(TrainConfig(**TINY | dict(loss=loss)), ['a', 'b', 'c'], share).eval()(torch.rand(4, 1, 32, 32)).sigmoid()
+    with torch.no_grad():
+        free = (
+            make_model(TrainConfig(**TINY | dict(loss=loss)), ['a', 'b', 'c'], share)
+            .eval()(torch.rand(4, 1, 32, 32))
+            .sigmoid()
+        )
     assert not torch.allclose(free, torch.tensor(start).expand(4, 3), atol=1e-3)
 
 
@@ -95,9 +102,11 @@ def test_resuming_another_configuration_is_refused(tmp_path):
     dls = fold_dls(pixels, table, np.arange(len(table)) % 3, 0, bs=8)
     save, other = Checkpoint(tmp_path/'c.pt', 'one'), Checkpoint(tmp_path/'c.pt', 'two')
     fit_fold(cfg, make_learner(cfg, dls, table.attrs['labels'], bar=False), save)
-    with pytest.raises(DataError, match='another configuration'): fit_fold(cfg, make_learner(cfg, dls, table.attrs['labels'], bar=False), other)
+    with pytest.raises(DataError, match='another configuration'):
+        fit_fold(cfg, make_learner(cfg, dls, table.attrs['labels'], bar=False), other)
     os.truncate(tmp_path/'c.pt', 1000)
-    with pytest.raises(DataError, match='damaged'): fit_fold(cfg, make_learner(cfg, dls, table.attrs['labels'], bar=False), Checkpoint(tmp_path/'c.pt', 'one'))
+    with pytest.raises(DataError, match='damaged'):
+        fit_fold(cfg, make_learner(cfg, dls, table.attrs['labels'], bar=False), Checkpoint(tmp_path / 'c.pt', 'one'))
 
 
 @pytest.mark.parametrize('accum', [1, 2])
@@ -105,13 +114,19 @@ def test_fifty_steps_equal_a_plain_loop(accum):
     "Schedule, clipping, accumulation, AdamW and EMA with buffers, to 1e-6"
     rng, n = np.random.default_rng(0), 8*25*accum*3//2
     pixels = rng.integers(0, 256, (n, 32, 32), dtype=np.uint8)
-    table = pd.DataFrame((rng.random((n, 3)) < .3).astype('float32'), columns=list('abc')); table.attrs['labels'] = list('abc')
+    table = pd.DataFrame((rng.random((n, 3)) < 0.3).astype('float32'), columns=list('abc'))
+    table.attrs['labels'] = list('abc')
     folds = np.arange(n) % 3
     cfg = TrainConfig(**TINY | dict(epochs=2, accum=accum, amp='no', ema=.9, drop_rate=0., lr=1e-3, wd=.1, warmup=.2, grad_clip=.05))
     learn = fit_fold(cfg, make_learner(cfg, fold_dls(pixels, table, folds, 0, bs=8, seed=42), list('abc'), bar=False))
 
-    torch.manual_seed(cfg.seed); net = make_model(cfg, list('abc')).train().to(memory_format=torch.channels_last)
-    opt, loss_func, ema = torch.optim.AdamW(net.parameters(), lr=0, weight_decay=.1, fused=True), AsymmetricLoss(), ModelEmaV3(net, decay=.9, use_warmup=True)
+    torch.manual_seed(cfg.seed)
+    net = make_model(cfg, list('abc')).train().to(memory_format=torch.channels_last)
+    opt, loss_func, ema = (
+        torch.optim.AdamW(net.parameters(), lr=0, weight_decay=0.1, fused=True),
+        AsymmetricLoss(),
+        ModelEmaV3(net, decay=0.9, use_warmup=True),
+    )
     loader, clipped, step = fold_dls(pixels, table, folds, 0, bs=8, seed=42).train, 0, 0
     total = 2*len(loader)
     for k, (x, y) in enumerate(b for epoch in range(2) for b in loader):
@@ -121,16 +136,31 @@ def test_fifty_steps_equal_a_plain_loop(accum):
         if (k + 1) % accum: continue
         opt.param_groups[0]['lr'] = lr
         clipped += nn.utils.clip_grad_norm_(net.parameters(), .05) > .05
-        opt.step(); opt.zero_grad(); step += 1
+        opt.step()
+        opt.zero_grad()
+        step += 1
         ema.update(net, step=step)
     assert step == 50 and clipped > 25
-    for k, v in ema.module.state_dict().items(): torch.testing.assert_close(learn.model.state_dict()[k], v, atol=1e-6, rtol=1e-6, msg=lambda m: f'{k}: {m}')
+    for k, v in ema.module.state_dict().items():
+        torch.testing.assert_close(learn.model.state_dict()[k], v, atol=1e-6, rtol=1e-6, msg=lambda m: f'{k}: {m}')
 
 
-@pytest.mark.parametrize('change,says', [
-    (dict(fold=3), 'the folds are 0 to 2'), (dict(arm='lasso'), 'none, l1, prox'), (dict(epoch=3), "did you mean 'epochs'"),
-    (dict(epochs=0), 'at least 1'), (dict(lr=0), 'above 0'), (dict(ema=1.), 'a decay'), (dict(data='nih', data_dir='no/such'), 'no/such'),
-    (dict(data='nhi', data_dir='x'), 'nih'), (dict(arch='test_resnt'), 'test_resnet'), (dict(weights='no.safetensors'), 'there is no file'), (dict(study='a/b'), 'without slashes')])
+@pytest.mark.parametrize(
+    'change,says',
+    [
+        (dict(fold=3), 'the folds are 0 to 2'),
+        (dict(arm='lasso'), 'none, l1, prox'),
+        (dict(epoch=3), "did you mean 'epochs'"),
+        (dict(epochs=0), 'at least 1'),
+        (dict(lr=0), 'above 0'),
+        (dict(ema=1.0), 'a decay'),
+        (dict(data='nih', data_dir='no/such'), 'no/such'),
+        (dict(data='nhi', data_dir='x'), 'nih'),
+        (dict(arch='test_resnt'), 'test_resnet'),
+        (dict(weights='no.safetensors'), 'there is no file'),
+        (dict(study='a/b'), 'without slashes'),
+    ],
+)
 def test_bad_input_is_one_clear_line_and_leaves_nothing(tmp_path, change, says):
     with pytest.raises(DataError, match=says) as e: run(tmp_path, **change)
     assert '\n' not in str(e.value)
@@ -144,24 +174,55 @@ def test_other_folds_in_the_same_study_are_refused(reference):
 def test_pretrained_without_a_network_says_what_to_do(monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     code = "from cxrlg.model import CXRNet; CXRNet('resnet18', ['a'], pretrained=True)"
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | {'HF_HUB_OFFLINE': '1', 'HF_HOME': '/nonexistent'}).stderr
+    out = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {'HF_HUB_OFFLINE': '1', 'HF_HOME': '/nonexistent'},
+    ).stderr
     assert 'give a local file' in out.splitlines()[-1]
 
 
 def copy_of_the_repository(dst):
-    for name in ('nbs', 'settings.ini', '_quarto.yml'): (shutil.copytree(ROOT/name, dst/name, symlinks=True) if (ROOT/name).is_dir() else shutil.copy(ROOT/name, dst/name))
+    for name in ('nbs', 'settings.ini', '_quarto.yml'):
+        (
+            shutil.copytree(ROOT / name, dst / name, symlinks=True)
+            if (ROOT / name).is_dir()
+            else shutil.copy(ROOT / name, dst / name)
+        )
     return dst
 
 
 @pytest.mark.parametrize('where', ['redirected from nbs', 'to a path from elsewhere'])
 def test_papermill_trains_the_fold_it_is_told(tmp_path, where):
     repo = copy_of_the_repository(tmp_path)
-    quick = ['-p', 'fold', '2', '-y', 'data_args: {n_patients: 40}', '-p', 'epochs', '1', '-p', 'size', '32', '-p', 'arch', 'test_resnet', '-y', 'arch_args: {}']
+    quick = [
+        '-p',
+        'fold',
+        '2',
+        '-y',
+        'data_args: {n_patients: 40}',
+        '-p',
+        'epochs',
+        '1',
+        '-p',
+        'size',
+        '32',
+        '-p',
+        'arch',
+        'test_resnet',
+        '-y',
+        'arch_args: {}',
+    ]
     env = {k: v for k, v in os.environ.items() if k != 'CXRLG_RUNS'}
     args = [sys.executable, '-m', 'papermill']
     if where == 'redirected from nbs':
-        with open(tmp_path/'out.ipynb', 'w') as out: subprocess.run([*args, '05_train.ipynb', *quick], cwd=repo/'nbs', env=env, stdout=out, check=True)
-    else: subprocess.run([*args, 'nbs/05_train.ipynb', str(tmp_path/'out.ipynb'), *quick], cwd=repo, env=env, check=True)
+        with open(tmp_path / 'out.ipynb', 'w') as out:
+            subprocess.run([*args, '05_train.ipynb', *quick], cwd=repo / 'nbs', env=env, stdout=out, check=True)
+    else:
+        subprocess.run(
+            [*args, 'nbs/05_train.ipynb', str(tmp_path / 'out.ipynb'), *quick], cwd=repo, env=env, check=True
+        )
     assert json.loads((tmp_path/'out.ipynb').read_text())['cells']
     oof = pd.read_parquet(repo/'runs'/'first'/'none'/'seed42'/'fold2'/'oof.parquet')
     assert set(oof.fold) == {2}
@@ -170,17 +231,46 @@ def test_papermill_trains_the_fold_it_is_told(tmp_path, where):
 def test_papermill_from_anywhere_writes_to_the_repository(tmp_path):
     "Called from a folder outside the repository, results still go to runs/ at its root"
     study = f'test-{os.getpid()}'
-    quick = ['-p', 'fold', '1', '-p', 'study', study, '-y', 'data_args: {n_patients: 40}', '-p', 'epochs', '1', '-p', 'size', '32', '-p', 'arch', 'test_resnet']
+    quick = [
+        '-p',
+        'fold',
+        '1',
+        '-p',
+        'study',
+        study,
+        '-y',
+        'data_args: {n_patients: 40}',
+        '-p',
+        'epochs',
+        '1',
+        '-p',
+        'size',
+        '32',
+        '-p',
+        'arch',
+        'test_resnet',
+    ]
     env = {k: v for k, v in os.environ.items() if k != 'CXRLG_RUNS'}
     try:
-        subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'05_train.ipynb'), 'out.ipynb', *quick], cwd=tmp_path, env=env, check=True)
+        subprocess.run(
+            [sys.executable, '-m', 'papermill', str(ROOT / 'nbs' / '05_train.ipynb'), 'out.ipynb', *quick],
+            cwd=tmp_path,
+            env=env,
+            check=True,
+        )
         assert (ROOT/'runs'/study/'none'/'seed42'/'fold1'/'done.json').is_file()
         assert [p.name for p in tmp_path.iterdir()] == ['out.ipynb']
-    finally: shutil.rmtree(ROOT/'runs'/study, ignore_errors=True)
+    finally:
+        shutil.rmtree(ROOT / 'runs' / study, ignore_errors=True)
 
 
 def test_papermill_with_a_name_that_does_not_exist_fails(tmp_path):
-    run = subprocess.run([sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'05_train.ipynb'), 'out.ipynb', '-p', 'epoch', '1'], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, '-m', 'papermill', str(ROOT / 'nbs' / '05_train.ipynb'), 'out.ipynb', '-p', 'epoch', '1'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode != 0 and "did you mean 'epochs'" in run.stderr
 
 
@@ -226,7 +316,17 @@ def with_callback(monkeypatch, cb):
     monkeypatch.setattr(train, 'make_learner', lambda *args: real(*args).add_cb(cb))
 
 
-@pytest.mark.parametrize('arm,what,accum', [('none', 'films', 1), ('none', 'loss', 1), ('none', 'gradient', 1), ('none', 'films', 2), ('none', 'gradient', 2), ('l1', 'films', 1)])
+@pytest.mark.parametrize(
+    'arm,what,accum',
+    [
+        ('none', 'films', 1),
+        ('none', 'loss', 1),
+        ('none', 'gradient', 1),
+        ('none', 'films', 2),
+        ('none', 'gradient', 2),
+        ('l1', 'films', 1),
+    ],
+)
 def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path, monkeypatch, arm, what, accum):
     "Weights, moments, step counters, batch-norm statistics, average: the same bytes as when that step is undone by hand"
     batches, got = {0, 3, 11}, {}
@@ -280,14 +380,20 @@ def test_a_run_of_bad_steps_is_counted_across_epochs_and_a_resume(tmp_path):
     table, pixels = load_data(TrainConfig(**TINY))
     cfg, folds = TrainConfig(**TINY | dict(epochs=2)), np.arange(len(table)) % 3
     def fit(bad):
-        learn = make_learner(cfg, fold_dls(pixels, table, folds, 0, bs=8, seed=42), table.attrs['labels'], bar=False).add_cb(Spoil(bad, 'gradient'))
+        learn = make_learner(
+            cfg, fold_dls(pixels, table, folds, 0, bs=8, seed=42), table.attrs['labels'], bar=False
+        ).add_cb(Spoil(bad, 'gradient'))
+
         learn.step_guard.patience = 5
         return learn, fit_fold(cfg, learn, Checkpoint(tmp_path/'c.pt', 'x'))
     n = len(fold_dls(pixels, table, folds, 0, bs=8).train)
     class Stop(Exception): pass
     with pytest.MonkeyPatch.context() as m:
         real = Checkpoint.after_epoch
-        def die(self): real(self); raise Stop('enough')
+        def die(self):
+            real(self)
+            raise Stop('enough')
+
         m.setattr(Checkpoint, 'after_epoch', die)
         with pytest.raises(Stop), pytest.warns(match='2 of'): fit({n - 2, n - 1})
     with pytest.raises(DataError, match=f'in 5 steps in a row, from epoch 1, batch {n - 1} '): fit({0, 1, 2})
@@ -304,16 +410,21 @@ def test_steps_that_a_gradient_scaler_cancels_are_counted(tmp_path, monkeypatch)
 
 def test_a_learning_rate_beyond_bearing_is_said_in_one_line(tmp_path):
     with pytest.raises(DataError, match='not finite.*lower lr') as e, warnings.catch_warnings():
-        warnings.simplefilter('ignore'); run(tmp_path, lr=1e30, warmup=0., amp='no', grad_clip=0.)
+        warnings.simplefilter('ignore')
+        run(tmp_path, lr=1e30, warmup=0.0, amp='no', grad_clip=0.0)
     assert '\n' not in str(e.value)
 
 
 class ReadBack(TorchDispatchMode):
     "Notes every operation whose result the host needs before it can go on"
-    def __init__(self): super().__init__(); self.on, self.seen = False, []
+    def __init__(self):
+        super().__init__()
+        self.on, self.seen = False, []
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         waits = func.name() in ('aten::_local_scalar_dense', 'aten::nonzero', 'aten::masked_select', 'aten::equal', 'aten::is_nonzero')
-        if func.name().startswith('aten::index.') or func.name().startswith('aten::index_put'): waits |= any(i is not None and i.dtype == torch.bool for i in args[1])
+        if func.name().startswith('aten::index.') or func.name().startswith('aten::index_put'):
+            waits |= any(i is not None and i.dtype == torch.bool for i in args[1])
         if self.on and waits: self.seen.append(func.name())
         return func(*args, **kwargs or {})
 
@@ -328,11 +439,15 @@ def test_nothing_in_a_step_reads_a_value_back(arm):
     class Off(Callback):
         order, run_valid = 100, False
         def after_batch(self): mode.on = False
-    learn = make_learner(cfg, fold_dls(pixels, table, np.arange(len(table)) % 3, 0, bs=8, seed=42), table.attrs['labels'], bar=False).add_cbs([Switch(), Off()])
+    learn = make_learner(
+        cfg, fold_dls(pixels, table, np.arange(len(table)) % 3, 0, bs=8, seed=42), table.attrs['labels'], bar=False
+    ).add_cbs([Switch(), Off()])
     with mode:
         fit_fold(cfg, learn)
         assert mode.seen == []
-        mode.on = True; torch.ones(()).item(); torch.ones(2)[torch.tensor([True, False])]
+        mode.on = True
+        torch.ones(()).item()
+        torch.ones(2)[torch.tensor([True, False])]
     assert 'aten::_local_scalar_dense' in mode.seen and len(mode.seen) >= 2
 
 
@@ -340,7 +455,10 @@ def test_the_average_equals_timms_to_1e_7_buffers_included(tmp_path, monkeypatch
     class Beside(Callback):
         order, run_valid = EMA.order + 1, False
         def before_fit(self): self.theirs, self.step = ModelEmaV3(self.model, decay=.99, use_warmup=True), 0
-        def after_step(self): self.step += 1; self.theirs.update(self.model, step=self.step)
+        def after_step(self):
+            self.step += 1
+            self.theirs.update(self.model, step=self.step)
+
     beside = Beside()
     with_callback(monkeypatch, beside)
     ours, theirs = load_model(run(tmp_path, arm='l1').path).state_dict(), beside.theirs.module.state_dict()
@@ -353,15 +471,18 @@ def test_the_average_equals_timms_to_1e_7_buffers_included(tmp_path, monkeypatch
 @pytest.mark.parametrize('error', ['gpu', 'cpu'])
 def test_out_of_memory_names_the_batch_size_to_try(tmp_path, monkeypatch, error):
     def forward(self, x):
-        if error == 'gpu': raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of ...')
+        if error == 'gpu':
+            raise torch.OutOfMemoryError(
+                'CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has a total capacity of ...'
+            )
         return torch.empty(2**55)
-    monkeypatch.setattr(train.CXRNet, 'forward', forward)
+    monkeypatch.setattr(learner.CXRNet, 'forward', forward)
     with pytest.raises(DataError, match='out of memory on .* with bs=8, .*: try bs=4 with accum=2') as e: run(tmp_path)
     assert '\n' not in str(e.value) and not [f for f in (tmp_path/'t'/'none').rglob('*') if f.is_file()]
 
 
 def test_other_errors_of_the_network_pass_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.CXRNet, 'forward', lambda self, x: x @ x[:, :, :3])
+    monkeypatch.setattr(learner.CXRNet, 'forward', lambda self, x: x @ x[:, :, :3])
     with pytest.raises(RuntimeError, match='size|shape'): run(tmp_path)
 
 
@@ -379,7 +500,10 @@ def full_disk(monkeypatch, name, when=lambda: True):
 def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(reference, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         full_disk(m, 'checkpoint.pt', lambda: (tmp_path/'t'/'none'/'seed42'/'fold0'/'checkpoint.pt').exists())
-        with pytest.raises(DataError, match=r'cannot write .*checkpoint.pt \(No space left on device\): free some space') as e: run(tmp_path)
+        with pytest.raises(
+            DataError, match=r'cannot write .*checkpoint.pt \(No space left on device\): free some space'
+        ) as e:
+            run(tmp_path)
     assert '\n' not in str(e.value)
     folder = tmp_path/'t'/'none'/'seed42'/'fold0'
     assert [f.name for f in folder.iterdir()] == ['checkpoint.pt'] and torch.load(folder/'checkpoint.pt', weights_only=True)['epoch'] == 1
@@ -390,11 +514,14 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(reference, tmp_path, m
 def test_a_full_disk_at_the_results_loses_nothing(reference, tmp_path, monkeypatch, name):
     with monkeypatch.context() as m:
         full_disk(m, name)
-        with pytest.raises(DataError, match=r'cannot write .*\(.*No space left on device\): free some space') as e: run(tmp_path, arm='prox')
+        with pytest.raises(DataError, match=r'cannot write .*\(.*No space left on device\): free some space') as e:
+            run(tmp_path, arm='prox')
     folder = tmp_path/'t'/'prox'/'seed42'/'fold0'
     assert '\n' not in str(e.value) and str(folder) in str(e.value)
     assert not (folder/name).exists() and (folder/'checkpoint.pt').exists() and not list(folder.glob('*tmp*'))
-    assert read(run(tmp_path, arm='prox')) == read(reference['prox']) and {f.name for f in folder.iterdir()} == {f.name for f in reference['prox'].path.iterdir()}
+    assert read(run(tmp_path, arm='prox')) == read(reference['prox']) and {f.name for f in folder.iterdir()} == {
+        f.name for f in reference['prox'].path.iterdir()
+    }
 
 
 @pytest.mark.parametrize('name,limit', [('model.safetensors', 300_000), ('checkpoint.pt', 100_000)])
@@ -418,8 +545,12 @@ def test_a_limit_on_the_size_of_files_is_said_in_one_line(reference, tmp_path, m
 @pytest.mark.parametrize('where', ['.', 't', 't/none', 't/none/seed42/fold0'])
 def test_a_file_where_a_folder_should_be_is_said_in_one_line(tmp_path, where):
     place = tmp_path/'out'/where
-    place.parent.mkdir(parents=True, exist_ok=True); place.write_text('in the way')
-    with pytest.raises(DataError, match=r'cannot write .*\((File exists|Not a directory)\): give an out_dir that can be written') as e: run(tmp_path/'out')
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text('in the way')
+    with pytest.raises(
+        DataError, match=r'cannot write .*\((File exists|Not a directory)\): give an out_dir that can be written'
+    ) as e:
+        run(tmp_path / 'out')
     assert '\n' not in str(e.value) and place.read_text() == 'in the way'
 
 
@@ -430,7 +561,10 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(tmp_path, monkeypat
         if str(tmp_path) in str(path): raise OSError(number, os.strerror(number), str(path))
         return real(path, *args, **kwargs)
     monkeypatch.setattr(os, 'mkdir', mkdir)
-    with pytest.raises(DataError, match=rf'cannot write .*\({os.strerror(number)}\): give an out_dir that can be written') as e: run(tmp_path/'out')
+    with pytest.raises(
+        DataError, match=rf'cannot write .*\({os.strerror(number)}\): give an out_dir that can be written'
+    ) as e:
+        run(tmp_path / 'out')
     assert '\n' not in str(e.value)
 
 
@@ -508,17 +642,26 @@ def test_determinism_and_the_place_of_the_films_change_no_byte_on_a_cpu(referenc
         def before_train(self): seen.append((torch.are_deterministic_algorithms_enabled(), self.dls.train.store.on_device))
     with_callback(monkeypatch, Watch())
     assert read(run(tmp_path, **change)) == read(reference['none'])
-    assert set(seen) == {(change.get('deterministic', False), change.get('on_device', False))} and not torch.are_deterministic_algorithms_enabled()
+    assert (
+        set(seen) == {(change.get('deterministic', False), change.get('on_device', False))}
+        and not torch.are_deterministic_algorithms_enabled()
+    )
 
 
-@pytest.mark.parametrize('form', [dict(message='logit'), dict(message='centred'), dict(symmetric=True), dict(message='centred', symmetric=True)])
+@pytest.mark.parametrize(
+    'form',
+    [dict(message='logit'), dict(message='centred'), dict(symmetric=True), dict(message='centred', symmetric=True)],
+)
 def test_forms_of_the_graph_train_and_are_saved(reference, tmp_path, form):
     result = run(tmp_path, arm='prox', epochs=1, **form)
     cfg, net = TrainConfig(**TINY | dict(out_dir=str(tmp_path))), load_model(result.path)
     table, pixels = load_data(cfg)
     folds, oof = load_folds(cfg, table), pd.read_parquet(result.path/'oof.parquet')
     assert (net.graph.message, net.graph.symmetric) == (form.get('message', 'prob'), form.get('symmetric', False))
-    if net.graph.message == 'centred': np.testing.assert_allclose(net.graph.prevalence, table.loc[folds.to_numpy() > 0, table.attrs['labels']].mean(), atol=1e-7)
+    if net.graph.message == 'centred':
+        np.testing.assert_allclose(
+            net.graph.prevalence, table.loc[folds.to_numpy() > 0, table.attrs['labels']].mean(), atol=1e-7
+        )
     logits = predict_logits(net, pixels, oof.row.to_numpy(), bs=16)
     np.testing.assert_allclose(logits['r'], oof.filter(regex='^r:').to_numpy(), atol=1e-5)
     A = net.graph.weight()
@@ -543,11 +686,24 @@ def test_the_learning_rate_finder_gives_the_same_curve_and_writes_nothing(tmp_pa
     cfg = TrainConfig(**TINY | dict(out_dir=str(tmp_path/'out'), arm=arm, accum=2))
     curve = lr_range(cfg, n=30)
     pd.testing.assert_frame_equal(lr_range(cfg, n=30), curve)
-    assert len(curve) == 30 and curve.lr.iloc[[0, -1]].tolist() == pytest.approx([1e-5, 10**(-5/30)], rel=.01) and 1e-5 < curve.attrs['suggestion'] < 1
+    assert (
+        len(curve) == 30
+        and curve.lr.iloc[[0, -1]].tolist() == pytest.approx([1e-5, 10 ** (-5 / 30)], rel=0.01)
+        and 1e-5 < curve.attrs['suggestion'] < 1
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('ask,says', [(dict(low=0.), 'low is above 0'), (dict(low=1., high=.1), 'below high'), (dict(n=5), 'at least 30'), (dict(low=1e25, high=1e30), 'start below low'), (dict(loss='mse'), 'use one of asl, bce')])
+@pytest.mark.parametrize(
+    'ask,says',
+    [
+        (dict(low=0.0), 'low is above 0'),
+        (dict(low=1.0, high=0.1), 'below high'),
+        (dict(n=5), 'at least 30'),
+        (dict(low=1e25, high=1e30), 'start below low'),
+        (dict(loss='mse'), 'use one of asl, bce'),
+    ],
+)
 def test_the_learning_rate_finder_refuses_in_one_line(ask, says):
     with pytest.raises(DataError, match=says) as e: lr_range(TrainConfig(**TINY | dict(amp='no', grad_clip=0.)), **ask)
     assert '\n' not in str(e.value)
@@ -588,7 +744,10 @@ def test_training_computes_in_the_type_that_amp_names(monkeypatch, amp, half):
 
 def test_a_trained_fold_leaves_no_learner_in_memory(tmp_path, monkeypatch):
     kept, real = [], train.make_learner
-    def watched(*args): kept.append(weakref.ref(learn := real(*args))); return learn
+    def watched(*args):
+        kept.append(weakref.ref(learn := real(*args)))
+        return learn
+
     monkeypatch.setattr(train, 'make_learner', watched)
     run(tmp_path, epochs=1)
     assert len(kept) == 1 and kept[0]() is None
@@ -633,9 +792,14 @@ def test_full_float32_leaves_the_precisions_as_they_were():
         for kind, precision in ((conv, 'ieee'), (conv, 'tf32'), (matmul, 'tf32')):
             kind.fp32_precision = precision
             was = conv.fp32_precision, matmul.fp32_precision
-            with model.full_float32(): assert (conv.fp32_precision, matmul.fp32_precision) == ('ieee', 'ieee') and torch.is_inference_mode_enabled()
+            with model.full_float32():
+                assert (conv.fp32_precision, matmul.fp32_precision) == (
+                    'ieee',
+                    'ieee',
+                ) and torch.is_inference_mode_enabled()
             assert (conv.fp32_precision, matmul.fp32_precision) == was and not torch.is_inference_mode_enabled()
-    finally: conv.fp32_precision, matmul.fp32_precision = before
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = before
 
 
 def test_full_float32_of_two_threads_leaves_the_precisions_as_they_were():
@@ -655,4 +819,7 @@ def test_full_float32_of_two_threads_leaves_the_precisions_as_they_were():
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(f) for f in (first, second)]
         assert [job.result() for job in jobs] == [None, 'ieee']
-    assert (conv.fp32_precision, torch.backends.cudnn.allow_tf32) == was # the older switch, which torch.export reads, raises where the newer one says something else
+    assert (
+        conv.fp32_precision,
+        torch.backends.cudnn.allow_tf32,
+    ) == was  # the older switch, which torch.export reads, raises where the newer one says something else

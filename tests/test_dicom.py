@@ -1,0 +1,363 @@
+"DICOM: one order of what decides the picture, tags that say nothing change nothing, and what is damaged is named"
+import io
+import struct
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from cxrlg.core import DataError
+from cxrlg.films import read_film
+from test_films import dicom, ramp, transcode
+
+pydicom = pytest.importorskip('pydicom')
+from pydicom.dataset import Dataset  # noqa: E402
+from pydicom.sequence import Sequence  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+SAME = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+FOLDER = tempfile.TemporaryDirectory()
+
+
+def film(size=64, top=3000):
+    "Twelve bits: dark above, bright below, with noise"
+    a = np.linspace(200, top, size * size).reshape(size, size) + np.random.default_rng(0).normal(0, 20, (size, size))
+    return a.clip(0, 4095).round()
+
+
+def shown(a, bits=12, photometric='MONOCHROME2', size=64, raw=None, **tags):
+    "The film as it is read; `raw` are tags as bytes, as another program may have written them"
+    path = dicom(Path(FOLDER.name) / 'a.dcm', a, bits, photometric, **tags)
+    if raw: path.write_bytes(with_raw(path.read_bytes(), **raw))
+    return read_film(path, size)
+
+
+def with_raw(data, **tags):
+    "A file of explicit little endian whose last tags before the pixels are these, in the order given"
+    at = data.rindex(struct.pack('<HH', 0x7FE0, 0x10))
+    for name, value in tags.items():
+        tag = pydicom.datadict.tag_for_keyword(name)
+        value += b' ' * (len(value) % 2)
+        item = struct.pack('<HH2sH', tag >> 16, tag & 0xFFFF, pydicom.datadict.dictionary_VR(tag).encode(), len(value)) + value
+        data, at = data[:at] + item + data[at:], at + len(item)
+    return data
+
+
+def lut(n, first, bits, data):
+    item = Dataset()
+    item.LUTDescriptor, item.LUTData = [n % 65536, first, bits], np.asarray(data, '<u2').tobytes()
+    return Sequence([item])
+
+
+def nothing(**tags): return pytest.param(tags, id=str(tags)[:60])
+
+
+NOTHING = [
+    nothing(WindowCenter=None, WindowWidth=None), nothing(WindowCenter='', WindowWidth=''), nothing(WindowCenter=[], WindowWidth=[]),
+    nothing(WindowCenter=2048, WindowWidth=0), nothing(WindowCenter=2048, WindowWidth=1), nothing(WindowCenter=2048, WindowWidth=-400),
+    nothing(WindowCenter=2048, WindowWidth=None), nothing(WindowCenter=None, WindowWidth=400), nothing(WindowWidth=400),
+    nothing(WindowCenter=2048, WindowWidth=4096), nothing(WindowCenter=2047.5, WindowWidth=4095), nothing(WindowCenter=32768, WindowWidth=65536),
+    nothing(WindowCenter=60000, WindowWidth=100), nothing(WindowCenter=-9000, WindowWidth=100), nothing(WindowCenter=[60000, 1], WindowWidth=[10, 0]),
+    nothing(WindowCenter=2048, WindowWidth=0, VOILUTFunction='LINEAR_EXACT'), nothing(WindowCenter=2048, WindowWidth=0, VOILUTFunction='SIGMOID'),
+    nothing(WindowCenter=2048, WindowWidth=4095, VOILUTFunction='LINEAR_EXACT'),
+    nothing(RescaleSlope=1, RescaleIntercept=0), nothing(RescaleSlope=None, RescaleIntercept=None), nothing(RescaleSlope=0, RescaleIntercept=0),
+    nothing(RescaleSlope=0, RescaleIntercept=-1024), nothing(RescaleIntercept=0), nothing(RescaleSlope=1),
+    nothing(VOILUTSequence=Sequence([])), nothing(VOILUTSequence=Sequence([Dataset()])), nothing(VOILUTSequence=lut(4096, 0, 16, np.full(4096, 7))),
+    nothing(VOILUTSequence=lut(4096, 0, 12, np.arange(4096))), nothing(VOILUTSequence=lut(4096, 0, 8, np.arange(4096) // 16)),
+    nothing(ModalityLUTSequence=Sequence([])), nothing(ModalityLUTSequence=Sequence([Dataset()])),
+    nothing(PixelPaddingValue=None), nothing(PixelPaddingValue=4095), nothing(PixelPaddingValue=0, PixelPaddingRangeLimit=4095), nothing(PixelPaddingRangeLimit=0),
+    nothing(NumberOfFrames=1), nothing(NumberOfFrames=None), nothing(NumberOfFrames=0), nothing(VOILUTFunction='LINEAR'), nothing(VOILUTFunction=''),
+    nothing(PresentationLUTShape='IDENTITY'), nothing(SmallestImagePixelValue=None, LargestImagePixelValue=None),
+]
+
+
+@pytest.mark.parametrize('photometric', ['MONOCHROME2', 'MONOCHROME1'])
+@pytest.mark.parametrize('tags', NOTHING)
+def test_a_tag_that_says_nothing_changes_nothing(tags, photometric):
+    a = film()
+    a[5, 5] = 4094
+    assert np.array_equal(shown(a, photometric=photometric, **tags), shown(a, photometric=photometric))
+
+
+EIGHT = [
+    nothing(WindowCenter=128, WindowWidth=256), nothing(WindowCenter=127.5, WindowWidth=255), nothing(WindowCenter='', WindowWidth=''),
+    nothing(RescaleSlope=1, RescaleIntercept=0), nothing(RescaleSlope=2, RescaleIntercept=-100), nothing(RescaleSlope=1, RescaleIntercept=-1024),
+    nothing(VOILUTSequence=lut(256, 0, 8, np.arange(256))), nothing(VOILUTSequence=lut(256, 0, 16, np.arange(256) * 257)), nothing(PixelPaddingValue=255),
+]
+
+
+@pytest.mark.parametrize('tags', EIGHT)
+def test_eight_bits_without_a_window_stay_as_they_are(tags):
+    a = ramp() // 2 + 40
+    assert np.array_equal(shown(a, 8, **tags), a) and np.array_equal(shown(a, 8, 'MONOCHROME1', **tags), 255 - a)
+
+
+TAGS = dict(
+    WindowCenter=[None, '', 2048], WindowWidth=[None, '', 0, 4096, -1], RescaleSlope=[None, 1, 0], RescaleIntercept=[None, 0], VOILUTFunction=[None, '', 'LINEAR'],
+    PixelPaddingValue=[None, 4094], VOILUTSequence=[Sequence([]), Sequence([Dataset()])], ModalityLUTSequence=[Sequence([]), Sequence([Dataset()])], NumberOfFrames=[None, 0, 1],
+)
+
+
+@SAME
+@given(st.fixed_dictionaries({}, optional={k: st.sampled_from(v) for k, v in TAGS.items()}), st.sampled_from(['MONOCHROME1', 'MONOCHROME2']), st.sampled_from([8, 12, 16]))
+def test_tags_present_empty_or_contradictory(tags, photometric, bits):
+    "Any of them together"
+    a = film() if bits > 8 else ramp()
+    if bits == 8: tags = {k: v for k, v in tags.items() if k not in ('WindowCenter', 'PixelPaddingValue')}
+    if bits == 16: tags = {k: v for k, v in tags.items() if (k, v) != ('WindowWidth', 4096)}
+    assert np.array_equal(shown(a, bits, photometric, **tags), shown(a, bits, photometric))
+
+
+@SAME
+@given(st.floats(500, 2500), st.floats(50, 3000), st.sampled_from([None, 'LINEAR', 'LINEAR_EXACT', 'SIGMOID', 'linear ', 'OTHER']), st.sampled_from([(1, 0), (2, -100), (-2, 9000), (.5, 0)]))
+@example(1000., 50., None, (-2, 9000))
+def test_windows_that_say_something(center, width, function, line):
+    "The same film whatever slope and intercept: the window is given behind them. Bright stays bright where the slope rises"
+    slope, intercept = line
+    a, tags = film(), dict(WindowCenter=round(center * slope + intercept, 4), WindowWidth=round(width * abs(slope), 4))
+    got = shown(a, RescaleSlope=slope, RescaleIntercept=intercept, **tags, **({'VOILUTFunction': function} if function else {})).astype(float)
+    d = (a - center) / width
+    want = np.clip(d + .5, 0, 1) if function != 'SIGMOID' else 1 / (1 + np.exp(-4 * d))
+    want = (want - want.min()) / np.ptp(want) * 255
+    assert np.abs(got - (want if slope > 0 else 255 - want)).max() <= 255 / (width - 1) + 2
+
+
+# ---- padding
+
+@pytest.mark.parametrize('photometric', ['MONOCHROME2', 'MONOCHROME1'])
+@pytest.mark.parametrize('value, limit', [(4095, None), (0, None), (4000, 4095), (4095, 4000), (0, 100)])
+def test_padding_is_no_picture_and_shown_black(photometric, value, limit):
+    a = film()
+    a[:16] = value
+    a[:4] = value if limit is None else limit
+    tags = dict(PixelPaddingValue=value) | ({} if limit is None else dict(PixelPaddingRangeLimit=limit))
+    got, alone = shown(a, photometric=photometric, **tags), shown(film()[16:], photometric=photometric, size=64)
+    assert (got[:16] == 0).all() and np.ptp(got[16:].astype(int)) > 240
+    assert abs(int(got[16].mean()) - int(alone[0].mean())) <= 3 and abs(int(got[-1].mean()) - int(alone[-1].mean())) <= 3
+
+
+@pytest.mark.parametrize('window', [dict(), dict(WindowCenter=1500, WindowWidth=1000), dict(WindowCenter=2000, WindowWidth=3900)])
+def test_padding_outside_a_window_as_well(window):
+    a = film()
+    a[:16] = 4095
+    inside = shown(a, PixelPaddingValue=4095, **window)
+    assert (inside[:16] == 0).all() and np.ptp(inside[16:].astype(int)) > 240
+
+
+def test_padding_of_signed_values():
+    a = film() - 1000
+    a[:16] = -2000
+    for value in (-2000, 65536 - 2000):
+        bits = dict(PixelRepresentation=1, BitsStored=16, HighBit=15)
+        path = dicom(Path(FOLDER.name) / 's.dcm', a.astype('int16').view('uint16'), 12, **bits)
+        ds = pydicom.dcmread(path)
+        ds.add_new(0x00280120, 'SS' if value < 0 else 'US', value)
+        ds.save_as(path)
+        got = read_film(path, 64)
+        assert (got[:16] == 0).all() and np.ptp(got[16:].astype(int)) > 240
+
+
+# ---- hot pixels and markers
+
+@pytest.mark.parametrize('window', [dict(), dict(WindowCenter='', WindowWidth=''), dict(WindowCenter=32767, WindowWidth=65535), dict(WindowCenter=30000, WindowWidth=60000)])
+def test_a_hot_pixel_or_a_burnt_in_marker_is_not_the_end_of_the_range(window):
+    a = film()
+    without = shown(a, 16)
+    for place, value in (((10, 10), 65535), ((slice(30, 34), slice(30, 34)), 60000)):
+        marked = a.copy()
+        marked[place] = value
+        got = shown(marked, 16, **window).astype(int)
+        assert np.abs(np.delete(got, slice(28, 36), 0)[12:] - np.delete(without.astype(int), slice(28, 36), 0)[12:]).max() <= 4
+
+
+def test_a_window_within_the_film_keeps_its_ends():
+    a = film()
+    got = shown(a, WindowCenter=1500, WindowWidth=1001)
+    assert np.abs(got - np.clip((a - 999.5) / 1000, 0, 1) * 255).max() <= 1
+    assert np.array_equal(got, shown(a, WindowCenter=[1500, 700], WindowWidth=[1001, 90]))
+    assert np.array_equal(got, shown(a, WindowCenter=[2048, 1500], WindowWidth=[0, 1001]))
+
+
+# ---- text that is not as it should be
+
+@pytest.mark.parametrize('text', [b'1500,0', b' 1500.0 ', b'1500,0\\700,5', b'+1500', b'1,5E3'])
+def test_decimal_commas(text):
+    "A comma in decimal text is a decimal point"
+    want = shown(film(), WindowCenter=1500, WindowWidth=1001)
+    widths = b'1001,0\\90' if b'\\' in text else b'1001,0'
+    raw = dict(WindowCenter=text, WindowWidth=widths, RescaleIntercept=b'0,0', RescaleSlope=b'1,0')
+    assert np.array_equal(shown(film(), raw=raw), want)
+
+
+@pytest.mark.parametrize('text', [b'wide', b'1.500,0', b'\\', b'NaN', b'inf', b'1e400', b'\xff\xfe', b'1500 1400'])
+def test_text_that_is_no_number_says_nothing(text):
+    assert np.array_equal(shown(film(), raw=dict(WindowCenter=text, WindowWidth=text, RescaleIntercept=text, RescaleSlope=text)), shown(film()))
+
+
+@pytest.mark.parametrize('syntax', ['ImplicitVRLittleEndian', 'ExplicitVRLittleEndian', 'ExplicitVRBigEndian'])
+def test_no_transfer_syntax(tmp_path, syntax):
+    path, little = dicom(tmp_path / 'a.dcm', film()), 'Big' not in syntax
+    want, ds = read_film(path, 64), pydicom.dcmread(path)
+    if not little: ds.PixelData = np.frombuffer(ds.PixelData, '<u2').astype('>u2').tobytes()
+    del ds.file_meta.TransferSyntaxUID
+    pydicom.dcmwrite(path, ds, implicit_vr='Implicit' in syntax, little_endian=little, enforce_file_format=False)
+    assert np.array_equal(read_film(path, 64), want)
+
+
+def test_no_transfer_syntax_and_compressed(tmp_path):
+    assert transcode(dicom(tmp_path / 'a.dcm', film()), tmp_path / 'b.dcm', 'JPEGLosslessProcess14_1')
+    ds = pydicom.dcmread(tmp_path / 'b.dcm')
+    del ds.file_meta.TransferSyntaxUID
+    ds.save_as(tmp_path / 'b.dcm', implicit_vr=False, little_endian=True, enforce_file_format=False)
+    with pytest.raises(DataError, match='header names no transfer syntax: ask for'): read_film(tmp_path / 'b.dcm')
+
+
+@pytest.mark.parametrize('name', ['Rows', 'Columns', 'BitsAllocated', 'BitsStored', 'PixelRepresentation', 'SamplesPerPixel', 'PhotometricInterpretation'])
+@pytest.mark.parametrize('empty', [False, True])
+def test_a_header_with_a_gap(tmp_path, name, empty):
+    ds = pydicom.dcmread(dicom(tmp_path / 'a.dcm', film()))
+    if empty: setattr(ds, name, None)
+    else: delattr(ds, name)
+    ds.save_as(tmp_path / 'a.dcm')
+    with pytest.raises(DataError, match=f'a.dcm is DICOM whose header lacks {name}: ask for the original file'): read_film(tmp_path / 'a.dcm')
+
+
+# ---- palettes, one bit, few bits, colour
+
+def palette(entries, bits):
+    table = np.asarray(entries)
+    return {f'{c}PaletteColorLookupTable{part}': value for c in ('Red', 'Green', 'Blue')
+            for part, value in (('Descriptor', [len(table), 0, bits]), ('Data', table.astype('<u2' if bits == 16 else 'u1').tobytes()))}
+
+
+@pytest.mark.parametrize('bits, entries', [(16, np.arange(256)[::-1] * 257), (8, np.arange(256)[::-1]), (16, np.arange(256)[::-1])])
+def test_a_palette_is_looked_up(bits, entries):
+    assert np.abs(shown(ramp(), 8, 'PALETTE COLOR', **palette(entries, bits)).astype(int) - (255 - ramp())).max() <= 1
+
+
+def test_a_palette_that_is_missing():
+    with pytest.raises(DataError, match='is DICOM with a palette that is missing or damaged: save it in grey'): shown(ramp(), 8, 'PALETTE COLOR')
+
+
+def test_grey_values_called_colour():
+    with pytest.raises(DataError, match='is DICOM of photometric interpretation RGB and one channel'): shown(ramp(), 8, 'RGB')
+
+
+@pytest.mark.parametrize('bits', [1, 4, 6, 7])
+def test_few_bits_use_the_whole_range(bits):
+    a = ramp() >> (8 - bits)
+    got = shown(a, 8, BitsStored=bits, HighBit=bits - 1)
+    assert got.min() == 0 and got.max() == 255 and np.abs(got - a / (2**bits - 1) * 255).max() <= 3
+    assert np.abs(shown(a, 8, 'MONOCHROME1', BitsStored=bits, HighBit=bits - 1) - (255. - got)).max() <= 1
+
+
+def test_one_bit_packed(tmp_path):
+    bits = ramp() > 127
+    ds = pydicom.dcmread(dicom(tmp_path / 'a.dcm', ramp(), 8, BitsAllocated=1, BitsStored=1, HighBit=0))
+    ds.PixelData = np.packbits(bits, bitorder='little').tobytes()
+    ds.save_as(tmp_path / 'a.dcm')
+    assert np.array_equal(read_film(tmp_path / 'a.dcm', 64), bits * np.uint8(255))
+
+
+def test_photometric_interpretation_in_small_letters_is_refused_or_right():
+    try: got = shown(film(), photometric='monochrome1')
+    except DataError: return
+    assert np.array_equal(got, shown(film(), photometric='MONOCHROME1'))
+
+
+@pytest.mark.parametrize('signed', [False, True])
+def test_modality_and_voi_tables(signed):
+    "A table that is turned over makes bright what was dark, twice turned over is as before; stored values may be negative"
+    a, first = film(), -2048 if signed else 0
+    stored = (a + first).astype('int16').view('uint16') if signed else a
+    over = np.arange(4096)[::-1] * 16
+    tags = dict(PixelRepresentation=int(signed), BitsStored=16, HighBit=15)
+    once = shown(stored, 12, ModalityLUTSequence=lut(4096, first, 16, over), **tags).astype(int)
+    twice = shown(stored, 12, ModalityLUTSequence=lut(4096, first, 16, over), VOILUTSequence=lut(0, 0, 16, np.arange(65536)[::-1]), PixelRepresentation=int(signed), BitsStored=16, HighBit=15)
+    assert np.abs(once - (255 - shown(a).astype(int))).max() <= 3 and np.corrcoef(twice.ravel(), a.ravel())[0, 1] > .99
+
+
+# ---- damage
+
+SYNTAXES = ['RLELossless', 'JPEGLosslessProcess14', 'JPEGLosslessProcess14_1', 'JPEGLSLossless', 'JPEG2000Lossless', 'JPEGBaselineProcess1', 'JPEGExtendedProcess2_4', 'JPEG2000']
+
+
+def compressed(path, syntax):
+    "A DICOM file, and the frame in it"
+    bits = 8 if 'Baseline' in syntax or 'Extended' in syntax else 12
+    assert transcode(dicom(path, film(96) // (1 if bits == 12 else 16), bits), path, syntax)
+    return next(pydicom.encaps.generate_frames(pydicom.dcmread(path).PixelData, number_of_frames=1))
+
+
+def with_frame(path, frame):
+    ds = pydicom.dcmread(path)
+    ds.PixelData = pydicom.encaps.encapsulate([frame])
+    ds.save_as(path.with_name('z.dcm'))
+    return path.with_name('z.dcm')
+
+
+@pytest.mark.parametrize('lenient', [False, True])
+@pytest.mark.parametrize('syntax', SYNTAXES)
+def test_a_frame_that_ends_early(tmp_path, syntax, lenient, monkeypatch):
+    pytest.importorskip('gdcm')
+    monkeypatch.setattr(ImageFile, 'LOAD_TRUNCATED_IMAGES', lenient)
+    frame = compressed(tmp_path / 'a.dcm', syntax)
+    assert read_film(with_frame(tmp_path / 'a.dcm', frame), 96).shape == (96, 96)
+    for share in (.1, .3, .5, .7, .9, .98):
+        k = int(len(frame) * share)
+        for data in (frame[:k], frame[:k] + bytes(len(frame) - k), frame[:k] + b'\xff\xd9'):
+            with pytest.raises(DataError, match='z.dcm') as e: read_film(with_frame(tmp_path / 'a.dcm', data), 96)
+            assert '\n' not in str(e.value) and 'NoneType' not in str(e.value)
+
+
+@pytest.mark.parametrize('syntax', [None, 'DeflatedExplicitVRLittleEndian', *SYNTAXES])
+def test_a_file_that_ends_early(tmp_path, syntax):
+    pytest.importorskip('gdcm')
+    dicom(tmp_path / 'a.dcm', film(96))
+    if syntax and 'Deflated' in syntax: assert transcode(tmp_path / 'a.dcm', tmp_path / 'a.dcm', syntax)
+    elif syntax: compressed(tmp_path / 'a.dcm', syntax)
+    data = (tmp_path / 'a.dcm').read_bytes()
+    for share in (.1, .3, .5, .7, .9, .98):
+        k = int(len(data) * share)
+        tails = [b''] if syntax is None else [b'', bytes(len(data) - k)]
+        for tail in tails:
+            (tmp_path / 'z.dcm').write_bytes(data[:k] + tail)
+            with pytest.raises(DataError, match='z.dcm') as e: read_film(tmp_path / 'z.dcm', 96)
+            assert '\n' not in str(e.value) and 'object has no attribute' not in str(e.value)
+
+
+@SAME
+@given(st.integers(0, 10**9), st.binary(min_size=1, max_size=12), st.booleans())
+def test_changed_bytes_of_the_header_end_in_a_picture_or_one_line(at, new, cut):
+    "Where the header's own bytes are changed, nothing but a picture or one line comes out"
+    path = dicom(Path(FOLDER.name) / 'h.dcm', film())
+    data = bytearray(path.read_bytes())
+    at %= len(data) - 2 * 64 * 64
+    if cut: del data[at:at + len(new)]
+    else: data[at:at + len(new)] = new
+    path.write_bytes(data)
+    with warnings.catch_warnings(action='ignore'):
+        try: assert read_film(path, 64).shape == (64, 64)
+        except DataError as e: assert 'h.dcm' in str(e) and '\n' not in str(e) and 'object has no attribute' not in str(e)
+
+
+def test_a_jpeg_header_that_would_end_the_process(tmp_path):
+    "Tables that are named and not there: another library's decoder ends the whole process over them"
+    pytest.importorskip('gdcm')
+    frame = compressed(tmp_path / 'a.dcm', 'JPEGBaselineProcess1')
+    at = frame.index(b'\xff\xc0')
+    for data in (frame[:at+12] + b'\x6b' + frame[at+13:], frame.replace(b'\xff\xc4', b'\xff\xec'), frame.replace(b'\xff\xdb', b'\xff\xeb')):
+        with pytest.raises(DataError, match='its header contradicts itself'): read_film(with_frame(tmp_path / 'a.dcm', data), 96)
+
+
+def test_a_jpeg_of_another_size_than_its_tags(tmp_path):
+    pytest.importorskip('gdcm')
+    compressed(tmp_path / 'a.dcm', 'JPEGBaselineProcess1')
+    f = io.BytesIO()
+    Image.fromarray(ramp()).save(f, 'JPEG')
+    with pytest.raises(DataError, match='its header contradicts itself'): read_film(with_frame(tmp_path / 'a.dcm', f.getvalue()), 96)

@@ -1,0 +1,302 @@
+"Readers: text as it is written, what is cut off or misspelt by name, and the ways in which data sets lose labels and films"
+import csv
+import io
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cxrlg.core import DataError, film_key, labels_of
+from cxrlg.data import CHEXPERT, audit, read_table
+from cxrlg.readers import film_stem, read_csv, years
+from folders import GOOD, good, table, write_films, write_rows  # noqa: F401 (fixtures)
+
+HEAD = 'image,patient,Edema,Mass\n'
+MIMIC = 'subject_id,study_id,'
+BLANK = ',' * 13
+
+
+def checks(problems): return dict(zip(problems.check, problems.rows))
+
+
+# ---- text
+
+def test_ids_are_what_is_written(good):
+    write_rows(good, ['f0.png,NA,0,1', 'f1.png,None,0,1', 'f2.png, 007 ,NA,null', 'f3.png,7,,N/A', 'f4.png,1e3,0,1', 'f5.png,null,1,0'])
+    table = read_table('csv', good, verbose=False, **GOOD)
+    assert table.patient.tolist() == ['NA', 'None', '007', '7', '1e3', 'null']
+    assert np.array_equal(table.Mass, [1, 1, np.nan, np.nan, 1, 0], equal_nan=True)
+    assert checks(audit(table, verbose=False))['patient that may be no id'] == [0, 1, 5]
+
+
+def test_a_film_called_NA(tmp_path):
+    write_films(tmp_path, ['NA.png'])
+    (tmp_path / 'PADCHEST.csv').write_text("ImageID,PatientID,Labels\nNA,NA,['nodule']\n")
+    assert read_table('padchest', tmp_path, min_films=1, verbose=False).image.tolist() == ['NA.png']
+
+
+@pytest.mark.parametrize('word', ['nan', 'NaN', '<NA>', '#N/A', 'NaT'])
+def test_what_a_program_writes_for_no_patient_is_named(good, word):
+    write_rows(good, ['f0.png,p0,0,1', f'f1.png,{word},0,1'])
+    with pytest.raises(DataError, match=rf"patient is blank in 1 rows \(row 1\); '{word}' counts as blank"):
+        read_table('csv', good, verbose=False, **GOOD)
+
+
+def test_blanks_around_everything(good):
+    (good / 'labels.csv').write_text(' image ,patient , Edema,Mass \n f0.png , p0 , ,TRUE\nf1.png,p0, 1 ,false\n\nf2.png,p1,\t,-1.0\n')
+    table = read_table('csv', good, verbose=False, uncertain='ones', **GOOD)
+    assert table.image.tolist() == ['f0.png', 'f1.png', 'f2.png'] and table.patient.tolist() == ['p0', 'p0', 'p1']
+    assert np.array_equal(table[['Edema', 'Mass']], [[np.nan, 1], [1, 0], [np.nan, 1]], equal_nan=True)
+
+
+BROKEN = {
+    'title': ('Export of today\n' + HEAD + 'f0.png,p,0,1\n', r"no column 'image'.*: its header is in line 2; remove what stands above it"),
+    'title as a spreadsheet saves it': ('Title,,,\n,,,\n' + HEAD + 'f0.png,p,0,1\n', 'its header is in line 3'),
+    'a cell too many': (HEAD + 'f0.png,p,0,1\n"f\n1.png",p,0,1,9\n', r'broken row \(line 4: 5 cells under a header of 4\)'),
+    'open quote': (HEAD + 'f0.png,p,0,1\n"f1.png,p,0,1\n', r'broken row \(line 3: a quotation mark is opened there'),
+    'cut off in a cell': (HEAD + 'f0.png,p,0,1\nf1.png,p', 'ends in the middle of a row .its last row has 2 cells under a header of 4'),
+    'cut off in a name': (HEAD + 'f0.png,p,0,1\nf1', 'its last row has 1 cells'),
+    'twice but for blanks': ('image,patient,Edema, Edema,Mass\nf0.png,p,0,1,1\n', "the column 'Edema' is there twice"),
+}
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_what_is_broken_is_said_with_its_line(good, name):
+    text, message = BROKEN[name]
+    (good / 'labels.csv').write_text(text)
+    with pytest.raises(DataError, match=message) as e: read_table('csv', good, verbose=False, **GOOD)
+    assert '\n' not in str(e.value) and not any(word in str(e.value) for word in ('index_col', 'tokenizing', 'C error', 'Expected'))
+
+
+def test_a_spreadsheet_that_leaves_out_blanks_at_the_end_is_read(good):
+    (good / 'labels.csv').write_text(HEAD + 'f0.png,p,0\nf1.png,p,0,1\nf2.png,p,0\n')
+    assert np.array_equal(read_table('csv', good, verbose=False, **GOOD).Mass, [np.nan, 1, np.nan], equal_nan=True)
+
+
+def test_a_column_called_like_a_second_one_of_pandas(good):
+    (good / 'labels.csv').write_text('image,patient,Edema,Edema.1,Mass\nf0.png,p,0,1,1\n')
+    assert read_table('csv', good, verbose=False, **GOOD).Mass.tolist() == [1]
+
+
+CELLS = st.text(st.characters(codec='utf-8', exclude_categories=['Cs'], exclude_characters='\0\ufeff'), max_size=6)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(CELLS, st.sampled_from(['', '1', '0', '-1', '1.0'])), min_size=1, max_size=5), st.sampled_from(['\n', '\r\n']),
+       st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), st.booleans())
+def test_text_of_any_kind_comes_back(tmp_path, rows, end, quoting, bom):
+    said = io.StringIO(newline='')
+    quoting = csv.QUOTE_ALL if any('\r' in name for name, _ in rows) else quoting
+    csv.writer(said, lineterminator=end, quoting=quoting).writerows([['patient', 'Edema', 'end'], *[(*row, 'x') for row in rows]])
+    (tmp_path / 'a.csv').write_bytes(said.getvalue().encode('utf-8-sig' if bom else 'utf-8'))
+    df = read_csv(tmp_path / 'a.csv', ['patient', 'Edema'], ids=['patient'])
+    assert df.patient.fillna('').tolist() == [name.strip() for name, _ in rows]
+    assert np.array_equal(pd.to_numeric(df.Edema), [float(v) if v else np.nan for _, v in rows], equal_nan=True)
+
+
+def test_ages_that_cannot_be_read_are_counted():
+    with pytest.warns(UserWarning, match='2 ages cannot be read as years .>89, old.'):
+        assert np.array_equal(years(pd.Series(['>89', 'old', ' 058Y', None], dtype=object)), np.float32([np.nan, np.nan, 58, np.nan]), equal_nan=True)
+    for kind in ('Int64', 'int64[pyarrow]', 'Float64'):
+        assert np.array_equal(years(pd.Series(pd.array([58, None], dtype=kind))), np.float32([58, np.nan]), equal_nan=True)
+
+
+def test_audit_of_ages_that_are_text(table):
+    assert checks(audit(table.assign(age=['40', '411Y', '50', '-3', None, '60']), verbose=False))['age'] == [1, 3]
+
+
+# ---- one film
+
+def test_stems():
+    names = ['d/a.PNG', 'a.jpeg', './a.dcm ', 'a', 'a.b.png', '1.2.840.1', '.png', 'a.tif', 'e\u0301.jpg']
+    assert [film_stem(n) for n in names] == ['a', 'a', 'a', 'a', 'a.b', '1.2.840.1', '', 'a.tif', '\u00e9']
+
+
+@pytest.mark.parametrize('again', ['f0.png ', './f0.png', './/f0.png', 'x/../f0.png', ' . /f0.png'])
+def test_a_film_listed_under_two_spellings(good, again):
+    write_rows(good, ['f0.png,p0,0,1', f'"{again}",p1,1,0'])
+    message = 'leave the root' if '..' in again else 'listed more than once'
+    with pytest.raises(DataError, match=message): read_table('csv', good, verbose=False, **GOOD)
+
+
+def test_a_film_is_found_in_any_unicode_form_also_of_its_folder(tmp_path):
+    write_films(tmp_path, ['Mu\u0308ller/e\u0301.png', 'plain.png'])
+    write_rows(tmp_path, ['M\u00fcller/\u00e9.png,p0,0,1', 'plain.png,p1,1,0', 'M\u00fcller/a.png,p1,1,0'])
+    table = read_table('csv', tmp_path, verbose=False, **GOOD)
+    assert table.image.tolist() == ['Mu\u0308ller/e\u0301.png', 'plain.png'] and table.attrs['left_out'] == 1
+    assert all((tmp_path / f).is_file() for f in table.image)
+
+
+def padchest(root, *names):
+    (root / 'PADCHEST.csv').write_text('ImageID,PatientID,Labels\n' + ''.join(f"{n},{i},['mass']\n" for i, n in enumerate(names)))
+    return read_table('padchest', root, min_films=1, verbose=False)
+
+
+def test_unlisted_twins_do_not_matter_and_the_listed_name_counts(tmp_path):
+    write_films(tmp_path, ['a.png', 'a.jpg', 'thumbs/b.png', 'old/b.jpg', 'c.png', 'x/c.png'])
+    assert padchest(tmp_path, 'a.png').image.tolist() == ['a.png'] and padchest(tmp_path, 'a.jpg').image.tolist() == ['a.jpg']
+    assert padchest(tmp_path, 'a.png', 'a.jpg').image.tolist() == ['a.png', 'a.jpg'] and padchest(tmp_path, 'b.jpg').image.tolist() == ['old/b.jpg']
+    assert padchest(tmp_path, 'c.png').image.tolist() == ['c.png'] and padchest(tmp_path, 'x/c.png').image.tolist() == ['x/c.png']
+    with pytest.raises(DataError, match='2 files that share their name with another .old/b.jpg, thumbs/b.png'): padchest(tmp_path, 'b.dcm')
+
+
+def test_one_file_listed_under_two_suffixes(tmp_path):
+    write_films(tmp_path, ['a.png'])
+    with pytest.raises(DataError, match=r'2 rows name a film that another row names \(a.dcm, a.jpg\)'): padchest(tmp_path, 'a.dcm', 'a.jpg')
+
+
+def test_files_without_a_suffix_are_found_by_their_name(tmp_path):
+    write_films(tmp_path, ['b.png'])
+    for name in ('IM000001', 'd/1.2.840.1'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / 'b.png').read_bytes())
+    assert padchest(tmp_path, 'IM000001', '1.2.840.1', 'b').image.tolist() == ['IM000001', 'd/1.2.840.1', 'b.png']
+
+
+def test_folders_that_link_to_themselves_and_to_each_other(tmp_path):
+    write_films(tmp_path, ['one/a.png', 'two/b.png'])
+    for link, to in {'one/self': '.', 'one/two': '../two', 'two/one': '../one', 'all': '.', 'zero': 'nowhere'}.items(): (tmp_path / link).symlink_to(to)
+    assert padchest(tmp_path, 'a.png', 'b.png').image.tolist() == ['one/a.png', 'two/b.png']
+    (tmp_path / 'again.png').symlink_to('one/a.png')
+    (tmp_path / 'three').mkdir()
+    (tmp_path / 'three' / 'a.png').symlink_to('../one/a.png')
+    assert len(padchest(tmp_path, 'a.png')) == 1
+
+
+def test_audit_of_one_film_under_two_spellings(table):
+    got = checks(audit(table.assign(image=['a.png', './a.png', 'e\u0301.png', '\u00e9.png', 'c.png', 'd.png'], Edema=0., Mass=[0, 1, 0, 0, 1, 1.]),
+                       verbose=False))
+    assert got['image twice, other labels'] == [0, 1] and got['image twice'] == [2, 3]
+
+
+# ---- one patient
+
+def test_patients_under_two_spellings_are_told_and_merged_when_asked(good, capsys):
+    write_rows(good, ['f0.png,12,0,1', 'f1.png,12.0,1,0', 'f2.png,007,0,1', 'f3.png,7,1,0', 'f4.png,7,1,0', 'f5.png,8,1,0'])
+    table = read_table('csv', good, verbose=False, **GOOD)
+    assert table.patient.tolist() == ['12', '12.0', '007', '7', '7', '8']
+    problem = audit(table, verbose=False).set_index('check').loc['patient spelt in several ways']
+    assert problem.rows == [0, 1, 2, 3, 4] and '7 = 007, 12 = 12.0' in problem.what and 'merge_patients=True' in problem.do
+    assert problem.severity == 'warning'
+    merged = read_table('csv', good, merge_patients=True, **GOOD)
+    assert merged.patient.tolist() == ['12', '12', '7', '7', '7', '8']
+    assert 'merged 2 patients that are spelt in several ways (7 = 007, 12 = 12.0)' in capsys.readouterr().out
+    assert 'patient spelt in several ways' not in checks(audit(merged, verbose=False))
+
+
+def test_ids_that_a_spreadsheet_has_rounded(table):
+    got = checks(audit(table.assign(patient=['1.23457E+11', '1.23457E+11', '4E+15', '12', '5e12', '13']), verbose=False))
+    assert got['patient rounded'] == [0, 1, 2]
+
+
+# ---- labels and films that would be lost
+
+def test_a_finding_that_nobody_has_is_named(good, capsys):
+    write_rows(good, ['f0.png,p0,1,', 'f1.png,p1,0,'])
+    table = read_table('csv', good, **GOOD)
+    assert 'no label of Mass is known' in capsys.readouterr().out and checks(audit(table, verbose=False))['no known label'] == [0, 1]
+
+
+@pytest.mark.parametrize('labels, message', [(['Edema', 'Edema'], "'Edema' is given twice"), (['Edema', ' edema'], "also as 'Edema'"),
+                                             (['Edema', 'patient'], "'patient' cannot be a finding"), ([False, 'Edema'], 'in YAML, put it in quotes')])
+def test_findings_that_cannot_be_meant(good, labels, message):
+    with pytest.raises(DataError, match=message): read_table('csv', good, verbose=False, **GOOD | dict(labels=labels))
+
+
+def chexpert(root, part, patients, folder=''):
+    head = 'Path,Sex,Age,Frontal/Lateral,AP/PA,' + ','.join(CHEXPERT) + '\n'
+    rows = [f'CheXpert-v1.0/{part}/patient{p:05}/study1/view1_frontal.jpg,Male,60,Frontal,AP,1.0{BLANK}\n' for p in patients]
+    (root / folder).mkdir(exist_ok=True)
+    (root / folder / f'{part}.csv').write_text(head + ''.join(rows))
+
+
+def test_chexperts_full_download(tmp_path):
+    first, second, third = (f'CheXpert-v1.0 batch {k}' for k in ('1 (validate & csv)', '2 (train 1)', '3 (train 2)'))
+    chexpert(tmp_path, 'train', [1, 2, 3], first)
+    chexpert(tmp_path, 'valid', [9], first)
+    film = 'study1/view1_frontal.jpg'
+    write_films(tmp_path, [f'{second}/patient00001/{film}', f'{third}/patient00002/{film}', f'{first}/valid/patient00009/{film}'])
+    table = read_table('chexpert', tmp_path, verbose=False)
+    assert table.split.tolist() == ['train', 'train', 'valid'] and table.attrs['left_out'] == 1
+    assert table.image[1] == f'{third}/patient00002/{film}' and table.patient.tolist() == ['patient00001', 'patient00002', 'patient00009']
+
+
+def test_a_part_of_which_nothing_is_there_is_named(tmp_path):
+    chexpert(tmp_path, 'train', [1, 2])
+    chexpert(tmp_path, 'valid', [9])
+    write_films(tmp_path, ['valid/patient00009/study1/view1_frontal.jpg'])
+    with pytest.warns(UserWarning, match='all 2 of train are left out'): assert len(read_table('chexpert', tmp_path, verbose=False)) == 1
+
+
+def test_chexpert_in_two_sizes_is_not_read_twice(tmp_path):
+    for size in ('CheXpert-v1.0', 'CheXpert-v1.0-small'): chexpert(tmp_path, 'train', [1], size)
+    with pytest.raises(DataError, match='holds 2 files .*CheXpert-v1.0-small/train.csv.*name it with csv='): read_table('chexpert', tmp_path)
+
+
+def mimic(root, study, labelled):
+    (root / 'mimic-cxr-2.0.0-split.csv').write_text(f'dicom_id,study_id,subject_id,split\na,{study},10000032,train\nb,501,10000032,train\n')
+    (root / 'mimic-cxr-2.0.0-chexpert.csv').write_text(f"{MIMIC}{','.join(CHEXPERT)}\n10000032,{labelled},1.0{BLANK}\n")
+    return read_table('mimic', root, exists=False)
+
+
+@pytest.mark.parametrize('study, labelled', [('500', '500.0'), ('500.0', '500'), ('500', '500')])
+def test_mimics_ids_after_a_merge(tmp_path, capsys, study, labelled):
+    table = mimic(tmp_path, study, labelled)
+    assert table['No Finding'].fillna(9).tolist() == [1, 9] and table.study.tolist() == ['500', '501']
+    assert '1 films of studies without labels' in capsys.readouterr().out
+
+
+def test_mimics_labels_of_other_studies_are_refused(tmp_path):
+    with pytest.raises(DataError, match='none of the 2 films has labels of chexpert'): mimic(tmp_path, '500', 'x')
+
+
+@pytest.mark.parametrize('agree, message', [(4, 'agree=4: give a whole number of 1 to 2'), (0, 'agree=0'), (True, 'agree=True'), (1.5, 'agree=1.5')])
+def test_vindrs_readers(tmp_path, agree, message):
+    (tmp_path / 'train.csv').write_text('image_id,class_name,rad_id\na,Mass ,R1\n a,Mass,R2\nb,No finding,R1\n')
+    table = read_table('vindr', tmp_path, exists=False, verbose=False)
+    assert labels_of(table) == ['Mass', 'No finding'] and table.Mass.tolist() == [1, 0] and len(table) == 2
+    with pytest.raises(DataError, match=message): read_table('vindr', tmp_path, exists=False, agree=agree)
+
+
+def test_vindrs_marks_without_a_reader_are_refused(tmp_path):
+    (tmp_path / 'train.csv').write_text('image_id,class_name,rad_id\na,Mass,R1\na,Mass,\n')
+    with pytest.raises(DataError, match=r'not filled in in 1 rows \(row 1\)'): read_table('vindr', tmp_path, exists=False)
+
+
+def test_nihs_lists(tmp_path, capsys):
+    write_films(tmp_path, ['images/a.png', 'images/b c.png'])
+    (tmp_path / 'Data_Entry_2017.csv').write_text('Image Index,Finding Labels,Patient ID\na.png,Mass,1\nb c.png,No Finding,2\n')
+    (tmp_path / 'test_list.txt').write_text('b c.png\n')
+    (tmp_path / 'train_val_list.txt').write_text('other.png\n')
+    assert read_table('nih', tmp_path).split.fillna('').tolist() == ['', 'test']
+    assert 'train_val_list.txt names none of these films' in capsys.readouterr().out
+    (tmp_path / 'train_val_list.txt').write_text('a.png\nb c.png\n')
+    with pytest.raises(DataError, match='1 films are in train_val_list.txt and in test_list.txt'): read_table('nih', tmp_path)
+
+
+def test_a_reader_that_gives_no_table():
+    from cxrlg.data import register_reader
+    register_reader('nothing')(lambda root: None)
+    with pytest.raises(DataError, match="the reader 'nothing' gave NoneType, and no table"): read_table('nothing', '.')
+
+
+# ---- films of any name
+
+NAMES = st.lists(st.text(st.sampled_from('ab\u00e9\u00fc =\'"$'), min_size=1, max_size=5), min_size=1, max_size=4, unique_by=lambda n: film_key(n + '.png'))
+
+
+@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(NAMES, st.sampled_from(['NFC', 'NFD']), st.sampled_from(['NFC', 'NFD']))
+def test_films_are_found_by_any_spelling(tmp_path_factory, names, on_disk, in_list):
+    import unicodedata
+    root = tmp_path_factory.mktemp('films')
+    for name in names: (root / (unicodedata.normalize(on_disk, name) + '.png')).touch()
+    listed = pd.DataFrame(dict(image=[f'./{unicodedata.normalize(in_list, n)}.png ' for n in names], patient='p', Edema=1))
+    listed.to_csv(root / 'labels.csv', index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        table = read_table('csv', root, labels=['Edema'], verbose=False)
+    assert len(table) == len(names) and all((root / f).is_file() for f in table.image)
