@@ -2,17 +2,24 @@
 import ast
 import configparser
 import functools
+import importlib
 import os
 import pickle
 import re
 import shutil
 import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from fastcore.basics import AttrDict
 
+import site_pages
 from conftest import ROOT
+from cxrlg._pages import ParameterTable, parameter_rows, unlink_private
 from cxrlg.core import DataError
 
 GITHUB = ROOT/'.github'
@@ -360,6 +367,7 @@ onload = () => {
 };</script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('chromium'), reason='Chromium is not on the PATH')
 def test_nothing_scrolls_the_page_sideways_on_a_phone(tmp_path):
     cells_of = lambda tag: ''.join(f'<{tag}>column_{i}_of_many</{tag}>' for i in range(12))
@@ -370,3 +378,189 @@ def test_nothing_scrolls_the_page_sideways_on_a_phone(tmp_path):
     run = subprocess.run(['chromium', *flags, '--dump-dom', (tmp_path/'measure.html').as_uri()], capture_output=True, text=True, timeout=120)
     width, scrolled, moved = (float(o) for o in re.search(r'data-found="([^"]+)"', run.stdout)[1].split())
     assert width <= 390 and scrolled == 200 and abs(moved) < 3, 'the table scrolls in its box, and its first column stays'
+
+
+# ---- the tutorial
+
+def fences(path): return re.findall(r'^```(?:\{?\.?(\w+)(?: filename="([^"]+)")?\}?)?\n(.*?)\n?^```$', path.read_text(), flags=re.M | re.S)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A fresh folder with the files that the tutorial says to save"
+    here = tmp_path_factory.mktemp('tutorial')
+    for _, name, text in fences(NBS/'tutorial.qmd'):
+        if name: (here/name).write_text(text + '\n')
+    return here
+
+
+def typed(command, folder):
+    "What a command of the tutorial prints"
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    env = os.environ | dict(PYTHONPATH=str(ROOT), PATH=path, CUDA_VISIBLE_DEVICES='')
+    run = subprocess.run(['sh', '-ec', command], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_tutorial_answer_as_it_says(folder):
+    "All but the two long ones, in their order: what is printed below a command is what it prints"
+    steps = [(language, text) for language, name, text in fences(NBS/'tutorial.qmd') if not name]
+    quick = 0
+    for (language, command), (after, said) in zip(steps, steps[1:]):
+        long = 'cxrlg_' in command or 'predictions.csv' in command
+        if language != 'sh' or long or command.startswith('mkdir'): continue
+        printed = typed(command, folder)
+        if not after: assert [o.rstrip() for o in printed.splitlines()] == [o.rstrip() for o in said.splitlines()], command
+        quick += 1
+    assert quick >= 5 and len(list((folder/'films').glob('*.png'))) == 422
+
+
+def test_the_configuration_of_the_tutorial_is_six_folds(folder):
+    from cxrlg.study import expand, read_config
+    jobs = expand(read_config(folder/'mine.yaml', dict(data_dir=str(folder/'films'))))
+    assert len(jobs) == 6 and {job.arm for job in jobs} == {'none', 'prox'}
+
+
+def test_every_word_of_the_glossary_has_a_place_and_a_sentence():
+    words = re.findall(r'^\[([^\]]+)\]\{#([\w-]+)\}\n:   (.+)$', prose(NBS/'glossary.qmd'), flags=re.M)
+    assert len(words) >= 40 and len({anchor for _, anchor, _ in words}) == len(words)
+    for word, anchor, said in words: assert slug(word) == anchor and said.endswith('.')
+
+
+# ---- what is made from the code
+
+@pytest.mark.parametrize('file', ['names.qmd', 'parameters.qmd', 'command_line.qmd'])
+def test_made_pages_are_those_of_the_code(file):
+    "`python tests/site_pages.py` writes them again"
+    made = dict(names=site_pages.names_page, parameters=site_pages.parameters_page, command_line=site_pages.commands_page)
+    assert (NBS/file).read_text() == made[file.removesuffix('.qmd')](), 'the code has changed: python tests/site_pages.py'
+
+
+def example(
+    x:int, # a number, or `None`
+    way:str|None='a|b', # one | other
+    *rest, # more of them
+) -> list: # what is found
+    "Find something\n\nAnd much more."
+
+
+def test_parameters_are_a_table():
+    text = ParameterTable(example)._repr_markdown_()
+    assert '\nexample(x, way=\'a|b\', *rest)\n' in text and '*Find something*' in text and 'And much more' not in text
+    assert "| `x` | `int` |  | a number, or `None` |\n| `way` | `str or None` | `'a\\|b'` | one \\| other |\n| `*rest` |  |  | more of them |" in text
+    assert '| **returns** | `list` |  | what is found |' in text
+
+
+def test_parameters_of_a_class_and_of_a_configuration():
+    from cxrlg.predict import Predictor
+    from cxrlg.train import TrainConfig
+    rows = {name: rest for name, *rest in parameter_rows(Predictor)}
+    assert rows['raw'][:2] == ['bool', 'False'] and 'self' not in rows
+    text = ParameterTable(TrainConfig)._repr_markdown_()
+    assert '__main__' not in text and 'TrainConfig(...)' in text and "| `group` | `str` | `'patient'` |" in text
+    assert len(parameter_rows(TrainConfig)) == len(TrainConfig.table())
+
+
+def test_the_site_shows_names_so():
+    cfg = settings()
+    assert cfg['renderer'] == 'cxrlg._pages.ParameterTable' and cfg['procs'] == 'cxrlg._pages:unlink_private'
+
+
+def test_only_documented_names_are_links():
+    site = 'https://cxrlg.github.io/cxrlg/eval.html'
+    known, private = f'[`macro_auc`]({site}#macro_auc)', f'[`simulate`]({site}#simulate){{.x}}'
+    cell = AttrDict(cell_type='markdown', source=f'{known} and {private} and [`other`](run.qmd)')
+    unlink_private(cell)
+    assert cell.source == f'{known} and `simulate` and [`other`](run.qmd)'
+
+
+# ---- texts
+
+TEXTS = sorted(NBS.glob('*.qmd'))
+MADE = {'names.qmd', 'parameters.qmd', 'command_line.qmd', 'index.qmd'}
+
+
+def sentences(text):
+    "The sentences outside of tables and code, links as their words"
+    plain = LINK.sub(r'\1', re.sub(r'^(`{3,}).*?^\1', '', text, flags=re.M | re.S))
+    for part in re.split(r'\n\s*\n|\n(?=[-*:>#] )|^\|.*$', plain, flags=re.M): yield from re.split(r'(?<=[.!?])\s+', ' '.join(part.split()))
+
+
+@pytest.mark.parametrize('path', [p for p in TEXTS if p.name not in MADE], ids=lambda p: p.stem)
+def test_no_sentence_of_a_text_is_longer_than_35_words(path):
+    assert [s for s in sentences(prose(path)) if len(s.split()) > 35] == []
+
+
+@pytest.mark.parametrize('path', TEXTS, ids=lambda p: p.stem)
+def test_what_a_text_imports_is_there(path):
+    for module, names in re.findall(r'^from (cxrlg[\w.]*) import ([\w, ]+)$', path.read_text(), flags=re.M):
+        room = importlib.import_module(module)
+        assert all(hasattr(room, name) for name in names.split(', ')), f'{module}: {names}'
+        shown = getattr(room, '__all__', names.split(', '))
+        assert set(names.split(', ')) <= set(shown), f'{module} does not give away {names}'
+
+
+def test_every_question_has_an_anchor_and_a_cure_below_its_message():
+    entries = re.split(r'^### ', prose(NBS/'faq.qmd'), flags=re.M)[1:]
+    assert len(entries) >= 26
+    for entry in entries:
+        head, _, rest = entry.partition('\n')
+        assert re.search(r'\{#[\w-]+\}$', head), head
+        parts = [p for p in rest.split('\n\n') if p.strip() and not p.startswith('## ')]
+        assert len(parts) >= 1 + parts[0].lstrip().startswith('>') and not parts[-1].lstrip().startswith('>'), f'{head}: no cure'
+
+
+# ---- rendered pages, where `make docs` has made them
+
+DOCS = ROOT/'_docs'
+
+
+class Faults(HTMLParser):
+    "What is wrong with one rendered page; its anchors and links are kept for the others"
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.anchors, self.links, self.inside = [], set(), [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        said = dict(attrs)
+        if said.get('id'): self.anchors.add(said['id'])
+        if tag == 'a' and said.get('href'): self.links.append(said['href'])
+        if tag == 'img' and not said.get('alt') and 'aria-hidden' not in said: self.found.append(f'no alternative text: {said.get("src", "")[:60]}')
+        if tag in {'code', 'h1', 'h2', 'h3', 'h4'}: self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and self.inside[-1] == tag: self.inside.pop()
+
+    def handle_data(self, text):
+        if 'code' in self.inside and '](http' in text: self.found.append(f'a raw link in code: {text[:60]}')
+        if self.inside and self.inside[-1] != 'code' and text.rstrip().endswith(' -'): self.found.append(f'a heading with a dash: {text[:60]}')
+
+
+def faults(folder):
+    "Page -> what is wrong with it, links to places that are not there among it"
+    read = {p.name: Faults(p.read_text()) for p in sorted(folder.glob('*.html'))}
+    for page in read.values():
+        for link in page.links:
+            other, _, anchor = link.partition('#')
+            other = other.removeprefix('./')
+            if re.match(r'\w+:', link) or (other and not other.endswith('.html')): continue
+            there = read.get(other) if other else page
+            if there is None: page.found.append(f'no such page: {link}')
+            elif anchor and anchor not in there.anchors: page.found.append(f'no such place: {link}')
+    return {name: page.found for name, page in read.items() if page.found}
+
+
+def test_faults_of_rendered_pages_are_seen(tmp_path):
+    (tmp_path/'good.html').write_text('<h2 id="a">A</h2><img src="x.png" alt="A picture"><a href="#a">a</a><a href="https://x.y/#z">x</a><code>[a](b)</code>')
+    (tmp_path/'bad.html').write_text('<h3 id="b">EMA -</h3><img src="x.png"><a href="good.html#z">a</a><a href="none.html">b</a><code>[a](https://x.y)</code>')
+    assert list(faults(tmp_path)) == ['bad.html']
+    assert [f.partition(':')[0] for f in faults(tmp_path)['bad.html']] == [
+        'a heading with a dash', 'no alternative text', 'a raw link in code', 'no such place', 'no such page']
+
+
+@pytest.mark.skipif(not (DOCS/'index.html').is_file(), reason='the site has not been rendered: make docs')
+def test_rendered_pages_have_no_fault():
+    assert faults(DOCS) == {}

@@ -1,0 +1,133 @@
+"""The pages of the site that are made from the code: all public names, all parameters, all commands. `python tests/site_pages.py` writes them again."""
+import ast
+import importlib
+import os
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+from fastcore.script import anno_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+NBS = ROOT/'nbs'
+MADE = '<!-- Made by tests/site_pages.py: change the code, and run it again. -->'
+
+
+def page(title, description, *parts):
+    "A page of text from its title, description and parts"
+    return f'---\ntitle: {title}\ndescription: "{description}"\n---\n\n{MADE}\n\n' + '\n\n'.join(parts).rstrip() + '\n'
+
+
+def table(head, rows):
+    lines = [' | '.join(str(o).replace('|', r'\|') for o in row) for row in rows]
+    return '\n'.join([f'| {" | ".join(head)} |', '|---'*len(head) + '|', *[f'| {line} |' for line in lines]])
+
+
+# ---- names
+
+def rooms():
+    "Module, file and title of every library notebook, in the order of reading"
+    for path in sorted(NBS.glob('*.ipynb')):
+        room = re.search(r'default_exp (\w+)', path.read_text())
+        if path.name < '20' and room: yield room[1], path.name, re.match(r'# (.+)', nbformat.read(path, 4).cells[0].source)[1]
+
+
+def documented(module):
+    "Public name -> its sentence, or None for one that is not a function or class; methods that are patched in follow their class"
+    body = ast.parse((ROOT/'cxrlg'/f'{module}.py').read_text()).body
+    assigned = [node for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__']
+    names = ast.literal_eval(assigned[0].value) if assigned else []
+    said = {node.name: sentence(node) for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not is_patch(node)}
+    methods = {}
+    for node in body:
+        if not isinstance(node, ast.FunctionDef) or not is_patch(node) or node.name.startswith('_'): continue
+        methods.setdefault(ast.unparse(node.args.args[0].annotation), {})[node.name] = sentence(node)
+    rows = {}
+    for name in sorted(names, key=str.lower):
+        rows[name] = said.get(name)
+        rows |= {f'{name}.{method}': says for method, says in sorted(methods.get(name, {}).items())}
+    return rows
+
+
+def is_patch(node): return any('patch' in ast.unparse(d) for d in node.decorator_list)
+
+
+def sentence(node): return ' '.join((ast.get_docstring(node) or '').partition('\n\n')[0].split())
+
+
+def names_page():
+    parts, n = [], 0
+    for module, file, title in rooms():
+        rows = documented(module)
+        if not rows: continue
+        n += len(rows)
+        shown = [(f'[`{name}`]({file}#{name.lower()})' if says is not None else f'`{name}`', says or 'a constant') for name, says in rows.items()]
+        parts.append(f'## {title}\n\n`cxrlg.{module}`: [{title}]({file}).\n\n' + table(('name', 'what it is'), shown))
+    return page('All public names', 'Every function, class and constant that the rooms of the library give away, with its sentence and its place.',
+                f'{n} names, in the order in which the rooms are read.', *parts)
+
+
+# ---- parameters
+
+def groups():
+    "Name of a parameter -> the comment that begins its group in `TrainConfig`"
+    tree = ast.parse((ROOT/'cxrlg'/'train.py').read_text())
+    source = (ROOT/'cxrlg'/'train.py').read_text().splitlines()
+    config = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == 'TrainConfig')
+    group, found = '', {}
+    for line in source[config.lineno:config.end_lineno]:
+        if m := re.fullmatch(r' {4}# (\w+)', line): group = m[1]
+        if m := re.match(r' {4}(\w+):', line): found[m[1]] = group
+    return found
+
+
+def parameters_page():
+    from cxrlg.train import TrainConfig
+    about, group = TrainConfig.table(), groups()
+    parts = []
+    for g in dict.fromkeys(group[name] for name in about.index):
+        rows = [(f'`{name}`', f'`{r["default"]!r}`', r['meaning'], r['rule']) for name, r in about.iterrows() if group[name] == g]
+        parts.append(f'## {g.capitalize()}\n\n' + table(('parameter', 'default', 'meaning', 'what it may be'), rows))
+    first = ('A study\'s YAML, papermill\'s `-p` and [`TrainConfig`](05_train.ipynb#trainconfig) use these names. '
+             'In a YAML `arms`, `seeds` and `folds` are lists in place of `arm`, `seed` and `fold`. '
+             'Which to turn first is [a page of its own](20_knobs.ipynb).')
+    return page('All parameters', 'Every parameter of a fold and so of a study: its default, its meaning, and what it may be.', first, *parts)
+
+
+# ---- commands
+
+def commands():
+    "Name of each command and its function"
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini')
+    for entry in cfg['DEFAULT']['console_scripts'].split():
+        name, where = entry.split('=')
+        module, function = where.split(':')
+        yield name, getattr(importlib.import_module(module), function)
+
+
+def help_of(name, function):
+    "What a command prints with --help, at a width of a hundred characters"
+    before = os.environ.get('COLUMNS')
+    os.environ['COLUMNS'] = '100'
+    try: return anno_parser(function, prog=name).format_help().strip()
+    finally:
+        if before is None: del os.environ['COLUMNS']
+        else: os.environ['COLUMNS'] = before
+
+
+def commands_page():
+    parts = [f'## {name}\n\n```\n{help_of(name, function)}\n```' for name, function in commands()]
+    first = ('Where the commands lie is said in [Run it on your films](run.qmd), and how they are made in [The commands](09_commands.ipynb). '
+             'What they refuse, and the cure, is in [When something goes wrong](faq.qmd).')
+    return page('All commands', 'What is typed at a terminal, and what each command answers to --help.', first, *parts)
+
+
+def pages():
+    "File -> text of the pages that are made"
+    return {'names.qmd': names_page(), 'parameters.qmd': parameters_page(), 'command_line.qmd': commands_page()}
+
+
+if __name__ == '__main__':
+    for file, text in pages().items(): (NBS/file).write_text(text)
