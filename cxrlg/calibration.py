@@ -236,7 +236,7 @@ def operating_points(
     n_boot:int=2000, # bootstrap replicates
     level:float=0.95, # confidence level
     seed:int=0, # random seed
-)->pd.DataFrame: # a row a label and rule: `threshold sensitivity specificity ppv npv`, and their intervals; labels with one class are absent
+)->pd.DataFrame: # a row a label and rule: `threshold sensitivity specificity ppv npv`, and intervals; none for a label with one class
     "Thresholds chosen on out-of-fold films, and what they do"
     y, s, names = checked_scores(targets, probs, labels)
     folds = np.zeros(len(y), int) if folds is None else np.asarray(folds)

@@ -63,7 +63,8 @@ def fit_controls(
     fig = Figure(figsize=(7, .35 * found.table.arm.nunique() + 1.2), layout='constrained')
     plot_changes(found, ax=fig.subplots(), title=f'Couplings and their controls on {study.reference}')
     caption = f'Change of macro AUC by couplings and by their controls, fitted on the scores of arm {study.reference}, with 95 % intervals.'
-    return found.table, Drawing(caption, 'Dots with horizontal intervals around a line at zero, a row a correction.', as_png(fig, study.made_up))
+    alt = 'Dots with horizontal intervals around a line at zero, a row a correction.'
+    return found.table, Drawing(caption, alt, as_png(fig, study.made_up))
 
 class Clock:
     "Says how long each part took"
@@ -102,6 +103,7 @@ def evaluate_predictions(
             tables['controls'], figures['controls'] = fit_controls(study, n_boot, verbose)
             clock.says('couplings and controls')
         write_report(study, tables, figures, n_boot, margin)
-        write_json(study.folder.evaluation, dict(predictions=study.config['files'], n_boot=n_boot, margin=margin, hashes=study.config['hashes']))
+        asked = dict(predictions=study.config['files'], n_boot=n_boot, margin=margin, hashes=study.config['hashes'])
+        write_json(study.folder.evaluation, asked)
         clock.says('figures and report')
     return StudyFolder(Path(out)).report

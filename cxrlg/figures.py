@@ -200,7 +200,8 @@ def _draw_decisions(study, tables, note): return plot_decisions(tables['decision
 def _draw_couplings(study, tables, note): return plot_graphs(study)
 
 def _draw_changes(study, tables, note):
-    return plot_intervals(tables['changes'], 'change', f'Change of AUC against {study.reference}{note}', True) if len(tables['changes']) else None
+    title = f'Change of AUC against {study.reference}{note}'
+    return plot_intervals(tables['changes'], 'change', title, True) if len(tables['changes']) else None
 
 def _draw_locked(study, tables, note):
     return plot_locked(tables['locked'], note) if len(tables['locked']) else None
@@ -214,8 +215,8 @@ FIGURES = { # name: function, caption, text for those who cannot see it
                  'Panels of training loss, held-out loss and held-out macro AUC by epoch.'),
     'reliability': (_draw_reliability, 'Reliability of arm {best}: observed share against mean probability, as predicted and after scaling '
                     'fitted on the other folds{note}.', 'Small panels, one a label, of dots around the diagonal of perfect calibration.'),
-    'decisions': (_draw_decisions, 'Net benefit of arm {best}: true positives less weighed false positives per film, for one who acts from each '
-                  'probability on, scaled on the other folds, with 95 % patient-bootstrap bands{note}.',
+    'decisions': (_draw_decisions, 'Net benefit of arm {best}: true positives less weighed false positives per film, for one who acts from '
+                  'each probability on, scaled on the other folds, with 95 % patient-bootstrap bands{note}.',
                   'Small panels, one a label, of a falling curve with a band, a line that falls more steeply, and a line at zero.'),
     'changes': (_draw_changes, 'Paired change of AUC against arm {reference}, with 95 % patient-bootstrap intervals, '
                 'before any adjustment for the number of labels{note}.',

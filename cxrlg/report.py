@@ -216,10 +216,12 @@ def _page(study, tables, figures, n_boot, margin):
     sections = {k: v for k, v in SECTIONS.items() if there.get(k, True)}
     config = study.folder.settings.name if study.folder.settings.exists() else 'CONFIG.yaml'
     template = Environment(loader=PackageLoader('cxrlg'), autoescape=True, undefined=StrictUndefined).get_template('report.html')
-    return template.render(title=f'{"Study" if study.trained else "Evaluation"} {study.name}{tag}', tag=tag, made_up=study.made_up, notes=study.notes, headline=_headline(tables, study.reference),
+    title = f'{"Study" if study.trained else "Evaluation"} {study.name}{tag}'
+    return template.render(title=title, tag=tag, made_up=study.made_up, notes=study.notes, headline=_headline(tables, study.reference),
                            sections=sections, data_text=_data_text(study, tables), shown=_tables_to_show(study, tables, best, audit),
                            audited=audit is not None, figures=figures, locked=locked, power=power, best=best, arms=study.arms,
-                           has_locked=study.has_locked, reference=study.reference, trained=study.trained, command=study.config.get('command', ''),
+                           has_locked=study.has_locked, reference=study.reference, trained=study.trained,
+                           command=study.config.get('command', ''),
                            n_gaps=len(tables['gaps']), n_boot=n_boot, margin=f'{margin:g}', study_name=study.name, config_name=config,
                            n_frequent=tables['frequent'].labels[0] if len(tables['frequent']) else 0)
 
@@ -241,7 +243,8 @@ def write_tables(
     "Write `results.csv`, `results.json` and `calibration.json` into the study's folder"
     folder = study.folder
     info = dict(study=study.name, data=study.config.get('data'), n_boot=n_boot, margin=margin, notes=study.notes,
-                headline=_headline(tables, study.reference), parameters=_records(_parameters(study)), environment=_records(_environment(study)))
+                headline=_headline(tables, study.reference), parameters=_records(_parameters(study)),
+                environment=_records(_environment(study)))
     every = info | {k: _records(t) for k, t in tables.items()}
     scale = {a: t.set_index('label')[['temperature', 'bias']].to_dict('index') for a, t in tables['scale'].groupby('arm', sort=False)}
     _write(folder.results, tables['arms'].to_csv(index=False, float_format='%.6f'))
