@@ -53,7 +53,9 @@ def _comparable(variants, name, path):
 
 def _configuration(base, given, name, path):
     "Configuration of one variant, checked as a study's is"
-    try: config = read_config(base, given); expand(config)
+    try:
+        config = read_config(base, given)
+        expand(config)
     except DataError as e: raise DataError(f'{path}: {name}: {e}') from e
     return config
 
@@ -103,7 +105,8 @@ def run_ablation(
     "Train every variant that is not finished"
     out = Path(out_dir).expanduser() if out_dir else runs_dir()/'ablation'
     configs = read_ablation(path, sets, **overrides, out_dir=str(out))
-    failed = [why for variants in configs.values() for config in variants.values() if (why := _run(config, n_jobs, n_boot, bar))]
+    ended = [_run(config, n_jobs, n_boot, bar) for variants in configs.values() for config in variants.values()]
+    failed = [why for why in ended if why]
     if failed: raise StudyError(f'{len(failed)} variants failed; the others are trained. First: {failed[0]}')
     return out
 
@@ -244,7 +247,9 @@ def main(
     "Train the variants of an ablation that are missing"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try: out = run_ablation(config, sets, out_dir, n_jobs, **({} if data_dir is None else dict(data_dir=data_dir)))
-    except (DataError, StudyError) as e: print(f'cxrlg_ablation: {e}', file=sys.stderr); sys.exit(1 if isinstance(e, StudyError) else 2)
+    except (DataError, StudyError) as e:
+        print(f'cxrlg_ablation: {e}', file=sys.stderr)
+        sys.exit(1 if isinstance(e, StudyError) else 2)
     except KeyboardInterrupt:
         print('cxrlg_ablation: stopped; the same command goes on from the last finished epoch of each fold', file=sys.stderr)
         sys.exit(130)

@@ -52,7 +52,7 @@ def few(
     n:int=5, # how many of them to show
 ) -> str: # the first `n`, and how many more there are
     "Many things in a few words"
-    items = [o if (o := str(item)).isprintable() else printable(o) for item in items]
+    items = [str(item) if str(item).isprintable() else printable(str(item)) for item in items]
     more = f' and {len(items)-n:,} more' if len(items) > n else ''
     return ', '.join(items[:n]) + more
 
@@ -406,7 +406,8 @@ def _walk(top, pending, seen):
         else:
             seen.add(real)
             below.sort()
-            pending += [linked for name in below if os.path.islink(linked := os.path.join(folder, name))]
+            below_here = (os.path.join(folder, name) for name in below)
+            pending += [path for path in below_here if os.path.islink(path)]
             yield folder, files
 
 def walk_files(

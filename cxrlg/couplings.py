@@ -7,7 +7,6 @@ __all__ = ['RULES', 'complete_rows', 'CouplingFit', 'coupling_path', 'patient_fo
            'fit_chosen', 'plot_path']
 
 # %% ../nbs/04a_coupling_fits.ipynb #ee8e7af3
-import math
 import warnings
 from dataclasses import dataclass
 

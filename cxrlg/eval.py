@@ -17,8 +17,6 @@ from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 from scipy.stats import t as student
 
-import cxrlg
-
 from .core import DataError, check_known, n_cpus
 
 # %% ../nbs/06_eval.ipynb #8d0c2b7b

@@ -34,11 +34,24 @@ def test_each_variant_changes_what_it_says_and_nothing_else():
                 assert differ == {'arm' if k == 'arms' else k for k in change}, name
 
 
-@pytest.mark.parametrize('text, says', [
-    ('sets: {}', 'variants is missing or unknown'), ('[1, 2]', 'mapping'), ('sets: {a: {base: no.yaml}}\nvariants: {}', 'there is no configuration'),
-    ('sets: {}\nvariants: {}', 'has no set'), ('sets: {a: {base: base.yaml}}\nvariants: {no: {ema: 0}}', 'is not text'), ('sets: {a: {base: base.yaml}}\nvariants: {no_flip: {ema: 0}}', 'every table has'),
-    ('sets: {a: {base: base.yaml}}\nvariants: {x: {arms: [none, l1]}}', 'a variant has one arm'), ('sets: {a: {base: base.yaml}}\nvariants: {x: {seeds: [1]}}', 'the seeds of full'),
-    ('sets: {a: {base: base.yaml}}\nvariants: {x: {locked: 0.1}}', 'give it to the set'), ('sets: {a: {base: 3}}\nvariants: {}', 'is to have base'), ('sets: {a: {base: base.yaml}}\nvariants: {x: {epoch: 1}}', "did you mean 'epochs'"), ('sets: {a: {base: base.yaml}}\nvariants: {x: {epochs: 0}}', 'a, x: epochs=0'), ('sets: {', 'not valid YAML')])
+@pytest.mark.parametrize(
+    'text, says',
+    [
+        ('sets: {}', 'variants is missing or unknown'),
+        ('[1, 2]', 'mapping'),
+        ('sets: {a: {base: no.yaml}}\nvariants: {}', 'there is no configuration'),
+        ('sets: {}\nvariants: {}', 'has no set'),
+        ('sets: {a: {base: base.yaml}}\nvariants: {no: {ema: 0}}', 'is not text'),
+        ('sets: {a: {base: base.yaml}}\nvariants: {no_flip: {ema: 0}}', 'every table has'),
+        ('sets: {a: {base: base.yaml}}\nvariants: {x: {arms: [none, l1]}}', 'a variant has one arm'),
+        ('sets: {a: {base: base.yaml}}\nvariants: {x: {seeds: [1]}}', 'the seeds of full'),
+        ('sets: {a: {base: base.yaml}}\nvariants: {x: {locked: 0.1}}', 'give it to the set'),
+        ('sets: {a: {base: 3}}\nvariants: {}', 'is to have base'),
+        ('sets: {a: {base: base.yaml}}\nvariants: {x: {epoch: 1}}', "did you mean 'epochs'"),
+        ('sets: {a: {base: base.yaml}}\nvariants: {x: {epochs: 0}}', 'a, x: epochs=0'),
+        ('sets: {', 'not valid YAML'),
+    ],
+)
 def test_the_command_refuses_a_wrong_file_in_one_line(tmp_path, text, says):
     (tmp_path/'base.yaml').write_text('epochs: 1')
     (tmp_path/'ablation.yaml').write_text(text)
@@ -74,7 +87,9 @@ def test_training_noise_is_no_effect():
     y, z, patients = simulate(400, [.3, .2, .1], 1.5, seed=3)
     noisy = lambda seed: np.stack([z + np.random.default_rng([seed, s]).normal(size=z.shape) for s in range(3)])
     out = Outputs(y, noisy(0), patients, patients % 2, list('ABC'), dict(again=noisy(1)))
-    t, one = ablation_table(out, n_boot=300), ablation_table(Outputs(y, out.logits[:1], patients, out.folds, out.labels, dict(again=out.arms['again'][:1])), n_boot=300)
+    t, one = ablation_table(out, n_boot=300), ablation_table(
+        Outputs(y, out.logits[:1], patients, out.folds, out.labels, dict(again=out.arms['again'][:1])), n_boot=300
+    )
     assert t.se['again'] > (t.high['again'] - t.low['again'])/3.92*.99 and t.verdict['again'] in ('equivalent', 'undecided')
     assert one.verdict['again'] == '' and np.isnan(one.p['again']) and np.isfinite(one.low['again'])
 
@@ -84,7 +99,10 @@ def test_three_seeds_are_judged_by_students_t_and_one_convention_stands_in_a_tab
     def runs(seed): return np.stack([z + np.random.default_rng([seed, s]).normal(size=z.shape) for s in range(3)])
     out = Outputs(y, runs(0), patients, patients % 2, list('ABC'), dict(again=runs(1), better=runs(2) + 2 * y))
     own, holm_ = (ablation_table(out, n_boot=200, adjusted=how) for how in ('none', 'holm'))
-    assert own.p['again'] == pytest.approx(2 * student.sf(abs(own.change['again']) / own.se['again'], own.df['again'])) and own.df['again'] < 300
+    assert (
+        own.p['again'] == pytest.approx(2 * student.sf(abs(own.change['again']) / own.se['again'], own.df['again']))
+        and own.df['again'] < 300
+    )
     assert 'p_holm' not in own and (own.adjusted.drop('full') == 'not adjusted').all()
     assert holm_.p_holm.min() == pytest.approx(2 * own.p.min()) and (holm_.adjusted.drop('full') == 'Holm, over the comparisons').all()
     assert own.verdict['better'] == holm_.verdict['better'] == 'better'

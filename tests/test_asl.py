@@ -66,7 +66,10 @@ def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError): AsymmetricLoss(**bad)
 
 
-@pytest.mark.parametrize('logits, targets', [((4, 1), (4,)), ((4, 3), (4, 1)), ((4, 3), (3,)), ((4, 3), (1, 3)), ((4,), (4, 1)), ((2, 3), (3, 2))])
+@pytest.mark.parametrize(
+    'logits, targets',
+    [((4, 1), (4,)), ((4, 3), (4, 1)), ((4, 3), (3,)), ((4, 3), (1, 3)), ((4,), (4, 1)), ((2, 3), (3, 2))],
+)
 def test_targets_are_not_broadcast(logits, targets):
     with pytest.raises(DataError) as e: AsymmetricLoss()(torch.zeros(logits), torch.ones(targets))
     assert str(logits) in str(e.value) and str(targets) in str(e.value)

@@ -18,9 +18,17 @@ def loaders():
     "Pixels that tell their row, for 40 rows in 4 folds and one row in none"
     n = 41
     pixels = np.arange(n, dtype='uint8')[:, None, None].repeat(16, 1).repeat(16, 2)
-    table = pd.DataFrame(dict(image=[str(i) for i in range(n)], patient=range(n), Mass=np.where(np.arange(n) % 3, np.arange(n) % 2, np.nan).astype('float32')))
+    table = pd.DataFrame(
+        dict(
+            image=[str(i) for i in range(n)],
+            patient=range(n),
+            Mass=np.where(np.arange(n) % 3, np.arange(n) % 2, np.nan).astype('float32'),
+        )
+    )
     table.attrs['labels'] = ['Mass']
-    return lambda fold=1, folds=np.r_[np.arange(n - 1) % 4, -1], **kw: fold_dls(pixels, table, folds, fold, **dict(dict(bs=8, device='cpu'), **kw))
+    return lambda fold=1, folds=np.r_[np.arange(n - 1) % 4, -1], **kw: fold_dls(
+        pixels, table, folds, fold, **dict(dict(bs=8, device='cpu'), **kw)
+    )
 
 
 def seen(dl): return [(x[:, 0, 8, 8].mul(255).round().int().tolist(), y[:, 0].tolist(), dl.rows.tolist()) for x, y in dl]

@@ -299,7 +299,11 @@ def test_a_number_is_one_patient_however_it_is_written(n, zeros, decimals):
 def test_ids_that_are_no_numbers_are_kept_apart():
     ids = ['1.2.840.1', 'p1', 'p2', 'p01', '-7', '7', '1_000', '1,000', '1000', 'NA', 'inf', 'nan', '', '.', '0x10', '12e9999999']
     assert len(set(map(patient_key, ids))) == len(ids)
-    assert patient_key('P1 ') == patient_key('p1') and patient_key('\uff11\uff12') == patient_key('12.0') and patient_key('.50') == patient_key('0.5')
+    assert (
+        patient_key('P1 ') == patient_key('p1')
+        and patient_key('\uff11\uff12') == patient_key('12.0')
+        and patient_key('.50') == patient_key('0.5')
+    )
 
 
 def test_a_file_is_found_however_the_disk_spells_it(tmp_path):
@@ -340,8 +344,9 @@ def test_yaml_that_cannot_be_meant(text, tmp_path):
 def test_yaml_that_is_meant(tmp_path):
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nid: '007'\nlr: 1e-3\nzero: 0\nhalf: 0.5\nname: 1:30 pm\nhex: 0x1f\nversion: 1.0.0\n"
     (tmp_path/'a.yaml').write_bytes(b'\xef\xbb\xbf' + text.encode())
-    assert read_yaml(tmp_path/'a.yaml') == dict(a=dict(x=1, y=2), b=dict(x=1, y=3), id='007', lr=1e-3, zero=0, half=.5, name='1:30 pm', hex=31,
-                                                version='1.0.0')
+    assert read_yaml(tmp_path / 'a.yaml') == dict(
+        a=dict(x=1, y=2), b=dict(x=1, y=3), id='007', lr=1e-3, zero=0, half=0.5, name='1:30 pm', hex=31, version='1.0.0'
+    )
     with pytest.raises(DataError, match='there is no configuration .*nowhere.yaml'): read_yaml(tmp_path/'nowhere.yaml', 'configuration')
     (tmp_path/'latin.yaml').write_bytes('study: M\u00fcller'.encode('latin-1'))
     with pytest.raises(DataError, match='is not UTF-8 text'): read_yaml(tmp_path/'latin.yaml')
@@ -349,8 +354,19 @@ def test_yaml_that_is_meant(tmp_path):
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
-@given(st.dictionaries(st.text(st.characters(codec='utf-8', exclude_categories=['Cc', 'Cs']), min_size=1, max_size=8),
-                       st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none(), st.text('0189:e.-', max_size=6)), max_size=5))
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec='utf-8', exclude_categories=['Cc', 'Cs']), min_size=1, max_size=8),
+        st.one_of(
+            st.integers(),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.booleans(),
+            st.none(),
+            st.text('0189:e.-', max_size=6),
+        ),
+        max_size=5,
+    )
+)
 def test_what_yaml_wrote_is_read_as_it_was(content):
     assert parse_yaml(yaml.safe_dump(content, allow_unicode=True), 'here') == content
 

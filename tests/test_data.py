@@ -39,7 +39,12 @@ def npz(**arrays):
     np.savez_compressed(f, **arrays)
     return f.getvalue()
 
-ok, nih, chex, slam = 'f0.png,p0,0,1', 'Image Index,Finding Labels,Patient ID', 'Path,Sex,Age,Frontal/Lateral,AP/PA,' + ','.join(CHEXPERT), 'Image_name,' + ','.join(CHEXPERT)
+ok, nih, chex, slam = (
+    'f0.png,p0,0,1',
+    'Image Index,Finding Labels,Patient ID',
+    'Path,Sex,Age,Frontal/Lateral,AP/PA,' + ','.join(CHEXPERT),
+    'Image_name,' + ','.join(CHEXPERT),
+)
 mnist = {f'{s}_labels': np.zeros((2, 14), 'uint8') for s in ('train', 'val', 'test')}
 mimic_ids = 'subject_id,study_id,'
 TABLES = {
@@ -58,11 +63,31 @@ TABLES = {
     'a cell too many in every row': (rows_case(ok + ',9'), 'has a broken row'),
     'a cell too many in one row': (rows_case(ok, 'f1.png,p0,0,1,9'), 'has a broken row'),
     'open quote': (rows_case('"f0.png,p0,0,1'), 'has a broken row'),
-    'gzip truncated': (bytes_case(gzip.compress(b'image,patient,Edema,Mass\n' + os.urandom(3000).hex().encode())[:900], 'labels.csv.gz'), 'cannot be read'),
-    'gzip with a changed byte': (bytes_case(b''.join(bytes([b ^ (255 if i == 40 else 0)]) for i, b in enumerate(gzip.compress(b'image,patient,Edema,Mass\n' + os.urandom(3000).hex().encode()))), 'labels.csv.gz'), 'cannot be read'),
+    'gzip truncated': (
+        bytes_case(
+            gzip.compress(b'image,patient,Edema,Mass\n' + os.urandom(3000).hex().encode())[:900], 'labels.csv.gz'
+        ),
+        'cannot be read',
+    ),
+    'gzip with a changed byte': (
+        bytes_case(
+            b''.join(
+                bytes([b ^ (255 if i == 40 else 0)])
+                for i, b in enumerate(gzip.compress(b'image,patient,Edema,Mass\n' + os.urandom(3000).hex().encode()))
+            ),
+            'labels.csv.gz',
+        ),
+        'cannot be read',
+    ),
     'gzip only by name': (bytes_case(b'image,patient,Edema,Mass\n', 'labels.csv.gz'), 'cannot be read'),
-    'missing column': (rows_case('f0.png,p0,0', header='image,patients,Edema', labels=['Edema']), "no column 'patient'; did you mean 'patients'"),
-    'column twice': (rows_case('f0.png,p0,0,1,0', header='image,patient,Edema,Mass,Mass'), "column 'Mass' is there twice"),
+    'missing column': (
+        rows_case('f0.png,p0,0', header='image,patients,Edema', labels=['Edema']),
+        "no column 'patient'; did you mean 'patients'",
+    ),
+    'column twice': (
+        rows_case('f0.png,p0,0,1,0', header='image,patient,Edema,Mass,Mass'),
+        "column 'Mass' is there twice",
+    ),
     'misspelt finding': (rows_case(ok, labels=['Oedema']), "no column 'Oedema'; did you mean 'Edema'"),
     'findings as text': (rows_case(ok, labels='Mass'), 'needs the columns that are findings'),
     'no findings': (rows_case(ok, labels=[]), 'needs the columns that are findings'),
@@ -82,39 +107,122 @@ TABLES = {
     'drive letter': (rows_case('C:\\films\\f0.png,p0,0,1'), 'leave the root (C:/films/f0.png)'),
     'home folder': (rows_case('~/f0.png,p0,0,1'), 'leave the root'),
     'no film found': (rows_case('g0.png,p0,0,1'), 'none of the 1 films listed is under'),
-    'a folder in front of every film': (rows_case('films/f0.png,p0,0,1'), 'under another folder or suffix there is f0.png'),
+    'a folder in front of every film': (
+        rows_case('films/f0.png,p0,0,1'),
+        'under another folder or suffix there is f0.png',
+    ),
     'names without a suffix': (rows_case('f0,p0,0,1'), 'under another folder or suffix there is f0.png'),
     'unknown policy': (rows_case(ok, uncertain='one'), "uncertain='one' for Edema: choose 'ignore'"),
-    'policy for a misspelt finding': (rows_case(ok, uncertain={'Oedema': 'ones'}), "lacks: 'Oedema'; did you mean 'Edema'"),
+    'policy for a misspelt finding': (
+        rows_case(ok, uncertain={'Oedema': 'ones'}),
+        "lacks: 'Oedema'; did you mean 'Edema'",
+    ),
     'nih: no list': (files_case('nih', {}), 'holds no file Data_Entry_2017*.csv'),
-    'nih: two lists': (files_case('nih', {'Data_Entry_2017.csv': nih, 'Data_Entry_2017_v2020.csv': nih}), 'holds 2 files'),
-    'nih: missing column': (files_case('nih', {'Data_Entry_2017.csv': 'Image Index,Finding Label,Patient ID\na.png,Mass,1\n'}), "no column 'Finding Labels'; did you mean 'Finding Label'"),
-    'nih: misspelt finding': (files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.png,Mass|Hernai,1\n'}), "unknown finding 'Hernai'; did you mean 'Hernia'"),
-    'nih: blank findings': (files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.png,,1\n'}), 'not all filled in in 1 rows (row 0)'),
-    'nih: list that is no text': (files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.png,Mass,1\n', 'test_list.txt': b'\xff\xfe'}), 'test_list.txt is not UTF-8'),
-    'nih: one stem twice': (files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.dcm,Mass,1\n', 'f0.jpg': 'x'}),
-                            'share their name with another (f0.jpg, f0.png)'),
+    'nih: two lists': (
+        files_case('nih', {'Data_Entry_2017.csv': nih, 'Data_Entry_2017_v2020.csv': nih}),
+        'holds 2 files',
+    ),
+    'nih: missing column': (
+        files_case('nih', {'Data_Entry_2017.csv': 'Image Index,Finding Label,Patient ID\na.png,Mass,1\n'}),
+        "no column 'Finding Labels'; did you mean 'Finding Label'",
+    ),
+    'nih: misspelt finding': (
+        files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.png,Mass|Hernai,1\n'}),
+        "unknown finding 'Hernai'; did you mean 'Hernia'",
+    ),
+    'nih: blank findings': (
+        files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.png,,1\n'}),
+        'not all filled in in 1 rows (row 0)',
+    ),
+    'nih: list that is no text': (
+        files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.png,Mass,1\n', 'test_list.txt': b'\xff\xfe'}),
+        'test_list.txt is not UTF-8',
+    ),
+    'nih: one stem twice': (
+        files_case('nih', {'Data_Entry_2017.csv': nih + '\nf0.dcm,Mass,1\n', 'f0.jpg': 'x'}),
+        'share their name with another (f0.jpg, f0.png)',
+    ),
     'chexpert: nothing': (files_case('chexpert', {}), 'holds no train.csv or valid.csv'),
-    'chexpert: other path': (files_case('chexpert', {'train.csv': chex + '\nf0.png,Male,60,Frontal,AP' + ',' * 14 + '\n'}), "Path is 'f0.png' in row 0"),
-    'chexpert: blank policy': (files_case('chexpert', {'train.csv': chex + '\na/train/patient1/study1/v.jpg,Male,60,Frontal,AP' + ',' * 14 + '\n'}, blank='zero'), "blank='zero'"),
+    'chexpert: other path': (
+        files_case('chexpert', {'train.csv': chex + '\nf0.png,Male,60,Frontal,AP' + ',' * 14 + '\n'}),
+        "Path is 'f0.png' in row 0",
+    ),
+    'chexpert: blank policy': (
+        files_case(
+            'chexpert',
+            {'train.csv': chex + '\na/train/patient1/study1/v.jpg,Male,60,Frontal,AP' + ',' * 14 + '\n'},
+            blank='zero',
+        ),
+        "blank='zero'",
+    ),
     'chexpert: missing column': (files_case('chexpert', {'train.csv': 'Path,Edema\na,1\n'}), "no column 'No Finding'"),
-    'slam: other name': (files_case('slam', {'train1.csv': slam + '\nf0.png' + ',0' * 14 + '\n'}), "Image_name is 'f0.png' in row 0"),
+    'slam: other name': (
+        files_case('slam', {'train1.csv': slam + '\nf0.png' + ',0' * 14 + '\n'}),
+        "Image_name is 'f0.png' in row 0",
+    ),
     'slam: missing column': (files_case('slam', {'train1.csv': 'image,Edema\nf0.png,0\n'}), "no column 'Image_name'"),
-    'chestmnist: truncated': (files_case('chestmnist', {'chestmnist.npz': npz(**mnist)[:400]}), 'chestmnist.npz cannot be read'),
-    'chestmnist: no split': (files_case('chestmnist', {'chestmnist.npz': npz(train_labels=mnist['train_labels'])}), 'holds no val_labels'),
-    'chestmnist: 13 labels': (files_case('chestmnist', {'chestmnist.npz': npz(**{k: v[:, 1:] for k, v in mnist.items()})}), 'expected [n, 14]'),
-    'chestmnist: pickled': (files_case('chestmnist', {'chestmnist.npz': pickle.dumps({})}), 'chestmnist.npz cannot be read'),
+    'chestmnist: truncated': (
+        files_case('chestmnist', {'chestmnist.npz': npz(**mnist)[:400]}),
+        'chestmnist.npz cannot be read',
+    ),
+    'chestmnist: no split': (
+        files_case('chestmnist', {'chestmnist.npz': npz(train_labels=mnist['train_labels'])}),
+        'holds no val_labels',
+    ),
+    'chestmnist: 13 labels': (
+        files_case('chestmnist', {'chestmnist.npz': npz(**{k: v[:, 1:] for k, v in mnist.items()})}),
+        'expected [n, 14]',
+    ),
+    'chestmnist: pickled': (
+        files_case('chestmnist', {'chestmnist.npz': pickle.dumps({})}),
+        'chestmnist.npz cannot be read',
+    ),
     'mimic: no split': (files_case('mimic', {}), 'holds no file mimic-cxr-*-split.csv.gz'),
-    'mimic: study twice': (files_case('mimic', {'mimic-cxr-2.0.0-split.csv': mimic_ids + 'dicom_id,split\n1,2,a,train\n',
-                                                'mimic-cxr-2.0.0-chexpert.csv': mimic_ids + ','.join(CHEXPERT) + ('\n1,2' + ',' * 14) * 2 + '\n'}), 'list study 2 more than once'),
-    'mimic: film twice': (files_case('mimic', {'mimic-cxr-2.0.0-split.csv': mimic_ids + 'dicom_id,split\n1,2,a,train\n', 'mimic-cxr-2.0.0-chexpert.csv': mimic_ids + ','.join(CHEXPERT) + '\n1,2' + ',' * 14 + '\n',
-                                               'mimic-cxr-2.0.0-metadata.csv': mimic_ids + 'dicom_id,ViewPosition\n1,2,a,AP\n1,2,a,PA\n'}), 'list film a more than once'),
-    'padchest: a number': (files_case('padchest', {'PADCHEST.csv': 'ImageID,PatientID,Labels\nf0.png,1,5\n'}), "Labels is '5'"),
-    'padchest: a list of numbers': (files_case('padchest', {'PADCHEST.csv': 'ImageID,PatientID,Labels\nf0.png,1,[1]\n'}), "Labels is '[1]'"),
-    'padchest: not a list': (files_case('padchest', {'PADCHEST.csv': 'ImageID,PatientID,Labels\nf0.png,1,normal\n'}), "Labels is 'normal'"),
-    'padchest: unknown finding': (files_case('padchest', {'PADCHEST.csv': "ImageID,PatientID,Labels\nf0.png,1,['nodule']\n"}, labels=['nodules']), "unknown finding 'nodules'; did you mean 'nodule'"),
-    'padchest: rare': (files_case('padchest', {'PADCHEST.csv': "ImageID,PatientID,Labels\nf0.png,1,['nodule']\n"}), 'lower min_films'),
-    'vindr: blank class': (files_case('vindr', {'train.csv': 'image_id,class_name,rad_id\nf0,Mass,R1\nf1,,R1\n'}), 'not filled in in 1 rows (row 1)'),
+    'mimic: study twice': (
+        files_case(
+            'mimic',
+            {
+                'mimic-cxr-2.0.0-split.csv': mimic_ids + 'dicom_id,split\n1,2,a,train\n',
+                'mimic-cxr-2.0.0-chexpert.csv': mimic_ids + ','.join(CHEXPERT) + ('\n1,2' + ',' * 14) * 2 + '\n',
+            },
+        ),
+        'list study 2 more than once',
+    ),
+    'mimic: film twice': (
+        files_case(
+            'mimic',
+            {
+                'mimic-cxr-2.0.0-split.csv': mimic_ids + 'dicom_id,split\n1,2,a,train\n',
+                'mimic-cxr-2.0.0-chexpert.csv': mimic_ids + ','.join(CHEXPERT) + '\n1,2' + ',' * 14 + '\n',
+                'mimic-cxr-2.0.0-metadata.csv': mimic_ids + 'dicom_id,ViewPosition\n1,2,a,AP\n1,2,a,PA\n',
+            },
+        ),
+        'list film a more than once',
+    ),
+    'padchest: a number': (
+        files_case('padchest', {'PADCHEST.csv': 'ImageID,PatientID,Labels\nf0.png,1,5\n'}),
+        "Labels is '5'",
+    ),
+    'padchest: a list of numbers': (
+        files_case('padchest', {'PADCHEST.csv': 'ImageID,PatientID,Labels\nf0.png,1,[1]\n'}),
+        "Labels is '[1]'",
+    ),
+    'padchest: not a list': (
+        files_case('padchest', {'PADCHEST.csv': 'ImageID,PatientID,Labels\nf0.png,1,normal\n'}),
+        "Labels is 'normal'",
+    ),
+    'padchest: unknown finding': (
+        files_case('padchest', {'PADCHEST.csv': "ImageID,PatientID,Labels\nf0.png,1,['nodule']\n"}, labels=['nodules']),
+        "unknown finding 'nodules'; did you mean 'nodule'",
+    ),
+    'padchest: rare': (
+        files_case('padchest', {'PADCHEST.csv': "ImageID,PatientID,Labels\nf0.png,1,['nodule']\n"}),
+        'lower min_films',
+    ),
+    'vindr: blank class': (
+        files_case('vindr', {'train.csv': 'image_id,class_name,rad_id\nf0,Mass,R1\nf1,,R1\n'}),
+        'not filled in in 1 rows (row 1)',
+    ),
     'vindr: no class': (files_case('vindr', {'train.csv': 'image_id,rad_id\na,R1\n'}), "no column 'class_name'"),
 }
 
@@ -151,22 +259,39 @@ def test_uncertain_policies(good):
 def test_line_says_what_was_left_out(good, capsys):
     write_rows(good, ['f0.png,p0,0,-1', 'f1.png,p0,0,1', 'f7.png,p1,1,1'])
     read_table('csv', good, **GOOD)
-    assert capsys.readouterr().out == 'csv: 2 films of 1 patients, 2 findings, 1 uncertain labels; left out 1 listed films that are not there\n'
+    assert (
+        capsys.readouterr().out
+        == 'csv: 2 films of 1 patients, 2 findings, 1 uncertain labels; left out 1 listed films that are not there\n'
+    )
 
 
 @pytest.mark.filterwarnings('ignore:1 ages cannot be read')
 def test_ages():
-    assert np.allclose(years(pd.Series(['058Y', 58, '006M', '0014D', '2W', None, 'x'], dtype=object)), [58, 58, .5, 14 / 365.25, 2 / 52.18, np.nan, np.nan], equal_nan=True)
+    assert np.allclose(
+        years(pd.Series(['058Y', 58, '006M', '0014D', '2W', None, 'x'], dtype=object)),
+        [58, 58, 0.5, 14 / 365.25, 2 / 52.18, np.nan, np.nan],
+        equal_nan=True,
+    )
 
 
 def test_mimic(tmp_path):
     head = mimic_ids + ','.join(CHEXPERT)
-    (tmp_path / 'mimic-cxr-2.0.0-split.csv').write_text('dicom_id,study_id,subject_id,split\nabc-1,500,10000032,train\ndef-2,501,10000032,validate\nghi-3,502,11000000,test\n')
-    (tmp_path / 'mimic-cxr-2.0.0-metadata.csv').write_text('dicom_id,subject_id,study_id,ViewPosition\nabc-1,10000032,500,PA\ndef-2,10000032,501,LATERAL\n')
+    (tmp_path / 'mimic-cxr-2.0.0-split.csv').write_text(
+        'dicom_id,study_id,subject_id,split\nabc-1,500,10000032,train\ndef-2,501,10000032,validate\nghi-3,502,11000000,test\n'
+    )
+    (tmp_path / 'mimic-cxr-2.0.0-metadata.csv').write_text(
+        'dicom_id,subject_id,study_id,ViewPosition\nabc-1,10000032,500,PA\ndef-2,10000032,501,LATERAL\n'
+    )
     for labeler, value in dict(chexpert=1.0, negbio=-1.0).items():
-        (tmp_path / f'mimic-cxr-2.0.0-{labeler}.csv').write_text(f'{head}\n10000032,500,{value}' + ',' * 13 + '\n10000032,501,,,1.0' + ',' * 11 + '\n')
+        (tmp_path / f'mimic-cxr-2.0.0-{labeler}.csv').write_text(
+            f'{head}\n10000032,500,{value}' + ',' * 13 + '\n10000032,501,,,1.0' + ',' * 11 + '\n'
+        )
     t = read_table('mimic', tmp_path, exists=False, verbose=False)
-    assert t.image[0] == 'files/p10/p10000032/s500/abc-1.jpg' and t.split.tolist() == ['train', 'valid', 'test'] and t['view'].tolist()[:2] == ['PA', 'LATERAL']
+    assert (
+        t.image[0] == 'files/p10/p10000032/s500/abc-1.jpg'
+        and t.split.tolist() == ['train', 'valid', 'test']
+        and t['view'].tolist()[:2] == ['PA', 'LATERAL']
+    )
     assert t.loc[0, CHEXPERT].fillna(9).tolist() == [1] + [0] * 12 + [9] and t.loc[1, 'No Finding'] == 0 and t.loc[2, CHEXPERT].isna().all()
     assert read_table('mimic', tmp_path, exists=False, labeler='negbio', uncertain='ones', verbose=False)['No Finding'].tolist()[0] == 1
 
@@ -190,7 +315,9 @@ def real():
 
 
 def test_nih_full_size(real, tmp_path):
-    t, raw = read_table('nih', tmp_path, csv=real / 'Data_Entry_2017_v2020.csv.gz', exists=False, no_finding=True, verbose=False), pd.read_csv(real / 'Data_Entry_2017_v2020.csv.gz')
+    t, raw = read_table(
+        'nih', tmp_path, csv=real / 'Data_Entry_2017_v2020.csv.gz', exists=False, no_finding=True, verbose=False
+    ), pd.read_csv(real / 'Data_Entry_2017_v2020.csv.gz')
     assert (len(t), t.patient.nunique(), len(labels_of(t))) == (112120, 30805, 15)
     for c in labels_of(t): assert t[c].sum() == raw['Finding Labels'].str.contains(rf'(?:^|\|){c}(?:\||$)').sum()
     assert (t.Hernia.sum(), t['No Finding'].sum(), t.age.max()) == (227, 60361, raw['Patient Age'].max())
@@ -198,11 +325,17 @@ def test_nih_full_size(real, tmp_path):
 
 def test_chexpert_full_size(real, tmp_path):
     raw = pd.read_csv(real / 'chexpert_train.csv.gz')
-    t = {b: read_table('chexpert', tmp_path, csv=real / 'chexpert_train.csv.gz', exists=False, blank=b, verbose=False) for b in ('absent', 'unknown')}
+    t = {
+        b: read_table('chexpert', tmp_path, csv=real / 'chexpert_train.csv.gz', exists=False, blank=b, verbose=False)
+        for b in ('absent', 'unknown')
+    }
     assert (len(t['absent']), t['absent'].patient.nunique(), labels_of(t['absent'])) == (223414, 64540, CHEXPERT)
     for c in CHEXPERT:
         assert (t['absent'][c] == 1).sum() == (raw[c] == 1).sum() and t['absent'][c].isna().sum() == (raw[c] == -1).sum()
-        if c != 'No Finding': assert (t['unknown'][c] == 0).sum() == ((raw[c] == 0) | (raw[c].isna() & (raw['No Finding'] == 1) & (c != 'Support Devices'))).sum()
+        if c != 'No Finding':
+            assert (t['unknown'][c] == 0).sum() == (
+                (raw[c] == 0) | (raw[c].isna() & (raw['No Finding'] == 1) & (c != 'Support Devices'))
+            ).sum()
     assert t['absent']['view'].value_counts()['L'] == (raw['Frontal/Lateral'] == 'Lateral').sum()
     ones = read_table('chexpert', tmp_path, csv=real / 'chexpert_train.csv.gz', exists=False, uncertain='ones', verbose=False)
     assert ones.Edema.sum() == (raw.Edema.abs() == 1).sum() and not ones[CHEXPERT].isna().any().any()
@@ -210,7 +343,9 @@ def test_chexpert_full_size(real, tmp_path):
 
 def test_padchest_full_size(real, tmp_path):
     path = real / 'PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz'
-    t, raw = read_table('padchest', tmp_path, csv=path, exists=False, verbose=False), pd.read_csv(path, low_memory=False, usecols=['Labels', 'PatientID'])
+    t, raw = read_table('padchest', tmp_path, csv=path, exists=False, verbose=False), pd.read_csv(
+        path, low_memory=False, usecols=['Labels', 'PatientID']
+    )
     assert (len(t), t.patient.nunique(), labels_of(t)[:3]) == (160861, 67625, ['normal', 'COPD signs', 'cardiomegaly'])
     unknown = raw.Labels.isna() | raw.Labels.str.contains("' *exclude *'")
     assert (t.cardiomegaly.isna() == unknown).all()
@@ -240,13 +375,24 @@ def checks(problems): return dict(zip(problems.check, problems.rows))
 
 
 def test_audit_of_labels_and_ids(table):
-    t = table.assign(Edema=table.Edema.astype(object), age=[40, 50, -3, 60, 200, 70.], split=['train', 'test', 'train', 'train', 'test', 'test'])
+    t = table.assign(
+        Edema=table.Edema.astype(object),
+        age=[40, 50, -3, 60, 200, 70.0],
+        split=['train', 'test', 'train', 'train', 'test', 'test'],
+    )
     t.attrs = table.attrs
     t.loc[2, 'Edema'], t.loc[5, 'image'] = 2, 'f4.png'
     found = audit(t, verbose=False)
     got = checks(found)
-    assert got['label values'] == [2] and got['image twice, other labels'] == [4, 5] and got['age'] == [2, 4] and got['patient in both splits'] == [0]
-    assert got['no positive'] == [0, 1, 2, 3, 4, 5] and found.severity.tolist() == sorted(found.severity, key=['fatal', 'warning', 'note'].index)
+    assert (
+        got['label values'] == [2]
+        and got['image twice, other labels'] == [4, 5]
+        and got['age'] == [2, 4]
+        and got['patient in both splits'] == [0]
+    )
+    assert got['no positive'] == [0, 1, 2, 3, 4, 5] and found.severity.tolist() == sorted(
+        found.severity, key=['fatal', 'warning', 'note'].index
+    )
     assert 'audit of 6 films: 3 fatal' in found.attrs['summary']
 
 
@@ -273,7 +419,11 @@ def test_audit_of_films(good, table, tmp_path):
 def test_audit_finds_nothing_in_good_films_and_writes_nothing(good, table, capsys):
     before = sorted(good.iterdir())
     found = audit(table.assign(Mass=[0, 1, 0, 1, 0, 1.]), good, read=read_film, progress=False)
-    assert not len(found) and capsys.readouterr().out == 'audit of 6 films: 0 fatal, 0 warning, 0 note\n' and sorted(good.iterdir()) == before
+    assert (
+        not len(found)
+        and capsys.readouterr().out == 'audit of 6 films: 0 fatal, 0 warning, 0 note\n'
+        and sorted(good.iterdir()) == before
+    )
 
 
 # ---- real films
@@ -281,7 +431,9 @@ def test_audit_finds_nothing_in_good_films_and_writes_nothing(good, table, capsy
 def test_nih128(films):
     t = read_table('nih', films / 'nih128', verbose=False)
     assert (len(t), t.patient.nunique(), t.attrs['left_out'], t.Hernia.sum()) == (7709, 2000, 104411, 17)
-    assert t.split.value_counts().to_dict() == dict(train=6363, test=1346) and not set(t.patient[t.split == 'test']) & set(t.patient[t.split == 'train'])
+    assert t.split.value_counts().to_dict() == dict(train=6363, test=1346) and not set(
+        t.patient[t.split == 'test']
+    ) & set(t.patient[t.split == 'train'])
 
 
 def test_nih256_by_stem_and_no_fatal_problem(films, tmp_path):
@@ -299,7 +451,10 @@ def test_a_list_beside_the_films_folder_is_told_how_to_be_given(tmp_path):
     Image.new('L', (8, 8)).save(films / 'f0.png')
     (tmp_path / 'labels.csv').write_text('file,patient,Edema\nf0.png,1,0\n')
     how = dict(image='file', patient='patient', labels=['Edema'])
-    with pytest.raises(DataError, match=r'images/f0.png; list it so, or give .*/images as the folder of the films, and the list by its full path'):
+    with pytest.raises(
+        DataError,
+        match=r'images/f0.png; list it so, or give .*/images as the folder of the films, and the list by its full path',
+    ):
         read_table('csv', tmp_path, **how)
     with pytest.raises(DataError, match=r'there is one in .*: give its full path, csv: .*/labels.csv'): read_table('csv', films, **how)
     assert list(read_table('csv', films, csv=str(tmp_path / 'labels.csv'), **how).image) == ['f0.png']

@@ -58,21 +58,48 @@ def nothing(**tags): return pytest.param(tags, id=str(tags)[:60])
 
 
 NOTHING = [
-    nothing(WindowCenter=None, WindowWidth=None), nothing(WindowCenter='', WindowWidth=''), nothing(WindowCenter=[], WindowWidth=[]),
-    nothing(WindowCenter=2048, WindowWidth=0), nothing(WindowCenter=2048, WindowWidth=1), nothing(WindowCenter=2048, WindowWidth=-400),
-    nothing(WindowCenter=2048, WindowWidth=None), nothing(WindowCenter=None, WindowWidth=400), nothing(WindowWidth=400),
-    nothing(WindowCenter=2048, WindowWidth=4096), nothing(WindowCenter=2047.5, WindowWidth=4095), nothing(WindowCenter=32768, WindowWidth=65536),
-    nothing(WindowCenter=60000, WindowWidth=100), nothing(WindowCenter=-9000, WindowWidth=100), nothing(WindowCenter=[60000, 1], WindowWidth=[10, 0]),
-    nothing(WindowCenter=2048, WindowWidth=0, VOILUTFunction='LINEAR_EXACT'), nothing(WindowCenter=2048, WindowWidth=0, VOILUTFunction='SIGMOID'),
+    nothing(WindowCenter=None, WindowWidth=None),
+    nothing(WindowCenter='', WindowWidth=''),
+    nothing(WindowCenter=[], WindowWidth=[]),
+    nothing(WindowCenter=2048, WindowWidth=0),
+    nothing(WindowCenter=2048, WindowWidth=1),
+    nothing(WindowCenter=2048, WindowWidth=-400),
+    nothing(WindowCenter=2048, WindowWidth=None),
+    nothing(WindowCenter=None, WindowWidth=400),
+    nothing(WindowWidth=400),
+    nothing(WindowCenter=2048, WindowWidth=4096),
+    nothing(WindowCenter=2047.5, WindowWidth=4095),
+    nothing(WindowCenter=32768, WindowWidth=65536),
+    nothing(WindowCenter=60000, WindowWidth=100),
+    nothing(WindowCenter=-9000, WindowWidth=100),
+    nothing(WindowCenter=[60000, 1], WindowWidth=[10, 0]),
+    nothing(WindowCenter=2048, WindowWidth=0, VOILUTFunction='LINEAR_EXACT'),
+    nothing(WindowCenter=2048, WindowWidth=0, VOILUTFunction='SIGMOID'),
     nothing(WindowCenter=2048, WindowWidth=4095, VOILUTFunction='LINEAR_EXACT'),
-    nothing(RescaleSlope=1, RescaleIntercept=0), nothing(RescaleSlope=None, RescaleIntercept=None), nothing(RescaleSlope=0, RescaleIntercept=0),
-    nothing(RescaleSlope=0, RescaleIntercept=-1024), nothing(RescaleIntercept=0), nothing(RescaleSlope=1),
-    nothing(VOILUTSequence=Sequence([])), nothing(VOILUTSequence=Sequence([Dataset()])), nothing(VOILUTSequence=lut(4096, 0, 16, np.full(4096, 7))),
-    nothing(VOILUTSequence=lut(4096, 0, 12, np.arange(4096))), nothing(VOILUTSequence=lut(4096, 0, 8, np.arange(4096) // 16)),
-    nothing(ModalityLUTSequence=Sequence([])), nothing(ModalityLUTSequence=Sequence([Dataset()])),
-    nothing(PixelPaddingValue=None), nothing(PixelPaddingValue=4095), nothing(PixelPaddingValue=0, PixelPaddingRangeLimit=4095), nothing(PixelPaddingRangeLimit=0),
-    nothing(NumberOfFrames=1), nothing(NumberOfFrames=None), nothing(NumberOfFrames=0), nothing(VOILUTFunction='LINEAR'), nothing(VOILUTFunction=''),
-    nothing(PresentationLUTShape='IDENTITY'), nothing(SmallestImagePixelValue=None, LargestImagePixelValue=None),
+    nothing(RescaleSlope=1, RescaleIntercept=0),
+    nothing(RescaleSlope=None, RescaleIntercept=None),
+    nothing(RescaleSlope=0, RescaleIntercept=0),
+    nothing(RescaleSlope=0, RescaleIntercept=-1024),
+    nothing(RescaleIntercept=0),
+    nothing(RescaleSlope=1),
+    nothing(VOILUTSequence=Sequence([])),
+    nothing(VOILUTSequence=Sequence([Dataset()])),
+    nothing(VOILUTSequence=lut(4096, 0, 16, np.full(4096, 7))),
+    nothing(VOILUTSequence=lut(4096, 0, 12, np.arange(4096))),
+    nothing(VOILUTSequence=lut(4096, 0, 8, np.arange(4096) // 16)),
+    nothing(ModalityLUTSequence=Sequence([])),
+    nothing(ModalityLUTSequence=Sequence([Dataset()])),
+    nothing(PixelPaddingValue=None),
+    nothing(PixelPaddingValue=4095),
+    nothing(PixelPaddingValue=0, PixelPaddingRangeLimit=4095),
+    nothing(PixelPaddingRangeLimit=0),
+    nothing(NumberOfFrames=1),
+    nothing(NumberOfFrames=None),
+    nothing(NumberOfFrames=0),
+    nothing(VOILUTFunction='LINEAR'),
+    nothing(VOILUTFunction=''),
+    nothing(PresentationLUTShape='IDENTITY'),
+    nothing(SmallestImagePixelValue=None, LargestImagePixelValue=None),
 ]
 
 
@@ -85,9 +112,15 @@ def test_a_tag_that_says_nothing_changes_nothing(tags, photometric):
 
 
 EIGHT = [
-    nothing(WindowCenter=128, WindowWidth=256), nothing(WindowCenter=127.5, WindowWidth=255), nothing(WindowCenter='', WindowWidth=''),
-    nothing(RescaleSlope=1, RescaleIntercept=0), nothing(RescaleSlope=2, RescaleIntercept=-100), nothing(RescaleSlope=1, RescaleIntercept=-1024),
-    nothing(VOILUTSequence=lut(256, 0, 8, np.arange(256))), nothing(VOILUTSequence=lut(256, 0, 16, np.arange(256) * 257)), nothing(PixelPaddingValue=255),
+    nothing(WindowCenter=128, WindowWidth=256),
+    nothing(WindowCenter=127.5, WindowWidth=255),
+    nothing(WindowCenter='', WindowWidth=''),
+    nothing(RescaleSlope=1, RescaleIntercept=0),
+    nothing(RescaleSlope=2, RescaleIntercept=-100),
+    nothing(RescaleSlope=1, RescaleIntercept=-1024),
+    nothing(VOILUTSequence=lut(256, 0, 8, np.arange(256))),
+    nothing(VOILUTSequence=lut(256, 0, 16, np.arange(256) * 257)),
+    nothing(PixelPaddingValue=255),
 ]
 
 
@@ -98,13 +131,24 @@ def test_eight_bits_without_a_window_stay_as_they_are(tags):
 
 
 TAGS = dict(
-    WindowCenter=[None, '', 2048], WindowWidth=[None, '', 0, 4096, -1], RescaleSlope=[None, 1, 0], RescaleIntercept=[None, 0], VOILUTFunction=[None, '', 'LINEAR'],
-    PixelPaddingValue=[None, 4094], VOILUTSequence=[Sequence([]), Sequence([Dataset()])], ModalityLUTSequence=[Sequence([]), Sequence([Dataset()])], NumberOfFrames=[None, 0, 1],
+    WindowCenter=[None, '', 2048],
+    WindowWidth=[None, '', 0, 4096, -1],
+    RescaleSlope=[None, 1, 0],
+    RescaleIntercept=[None, 0],
+    VOILUTFunction=[None, '', 'LINEAR'],
+    PixelPaddingValue=[None, 4094],
+    VOILUTSequence=[Sequence([]), Sequence([Dataset()])],
+    ModalityLUTSequence=[Sequence([]), Sequence([Dataset()])],
+    NumberOfFrames=[None, 0, 1],
 )
 
 
 @SAME
-@given(st.fixed_dictionaries({}, optional={k: st.sampled_from(v) for k, v in TAGS.items()}), st.sampled_from(['MONOCHROME1', 'MONOCHROME2']), st.sampled_from([8, 12, 16]))
+@given(
+    st.fixed_dictionaries({}, optional={k: st.sampled_from(v) for k, v in TAGS.items()}),
+    st.sampled_from(['MONOCHROME1', 'MONOCHROME2']),
+    st.sampled_from([8, 12, 16]),
+)
 def test_tags_present_empty_or_contradictory(tags, photometric, bits):
     "Any of them together"
     a = film() if bits > 8 else ramp()
@@ -114,13 +158,20 @@ def test_tags_present_empty_or_contradictory(tags, photometric, bits):
 
 
 @SAME
-@given(st.floats(500, 2500), st.floats(50, 3000), st.sampled_from([None, 'LINEAR', 'LINEAR_EXACT', 'SIGMOID', 'linear ', 'OTHER']), st.sampled_from([(1, 0), (2, -100), (-2, 9000), (.5, 0)]))
-@example(1000., 50., None, (-2, 9000))
+@given(
+    st.floats(500, 2500),
+    st.floats(50, 3000),
+    st.sampled_from([None, 'LINEAR', 'LINEAR_EXACT', 'SIGMOID', 'linear ', 'OTHER']),
+    st.sampled_from([(1, 0), (2, -100), (-2, 9000), (0.5, 0)]),
+)
+@example(1000.0, 50.0, None, (-2, 9000))
 def test_windows_that_say_something(center, width, function, line):
     "The same film whatever slope and intercept: the window is given behind them. Bright stays bright where the slope rises"
     slope, intercept = line
     a, tags = film(), dict(WindowCenter=round(center * slope + intercept, 4), WindowWidth=round(width * abs(slope), 4))
-    got = shown(a, RescaleSlope=slope, RescaleIntercept=intercept, **tags, **({'VOILUTFunction': function} if function else {})).astype(float)
+    got = shown(
+        a, RescaleSlope=slope, RescaleIntercept=intercept, **tags, **({'VOILUTFunction': function} if function else {})
+    ).astype(float)
     d = (a - center) / width
     want = np.clip(d + .5, 0, 1) if function != 'SIGMOID' else 1 / (1 + np.exp(-4 * d))
     want = (want - want.min()) / np.ptp(want) * 255
@@ -164,7 +215,16 @@ def test_padding_of_signed_values():
 
 # ---- hot pixels and markers
 
-@pytest.mark.parametrize('window', [dict(), dict(WindowCenter='', WindowWidth=''), dict(WindowCenter=32767, WindowWidth=65535), dict(WindowCenter=30000, WindowWidth=60000)])
+
+@pytest.mark.parametrize(
+    'window',
+    [
+        dict(),
+        dict(WindowCenter='', WindowWidth=''),
+        dict(WindowCenter=32767, WindowWidth=65535),
+        dict(WindowCenter=30000, WindowWidth=60000),
+    ],
+)
 def test_a_hot_pixel_or_a_burnt_in_marker_is_not_the_end_of_the_range(window):
     a = film()
     without = shown(a, 16)
@@ -196,7 +256,10 @@ def test_decimal_commas(text):
 
 @pytest.mark.parametrize('text', [b'wide', b'1.500,0', b'\\', b'NaN', b'inf', b'1e400', b'\xff\xfe', b'1500 1400'])
 def test_text_that_is_no_number_says_nothing(text):
-    assert np.array_equal(shown(film(), raw=dict(WindowCenter=text, WindowWidth=text, RescaleIntercept=text, RescaleSlope=text)), shown(film()))
+    assert np.array_equal(
+        shown(film(), raw=dict(WindowCenter=text, WindowWidth=text, RescaleIntercept=text, RescaleSlope=text)),
+        shown(film()),
+    )
 
 
 @pytest.mark.parametrize('syntax', ['ImplicitVRLittleEndian', 'ExplicitVRLittleEndian', 'ExplicitVRBigEndian'])
@@ -217,14 +280,26 @@ def test_no_transfer_syntax_and_compressed(tmp_path):
     with pytest.raises(DataError, match='header names no transfer syntax: ask for'): read_film(tmp_path / 'b.dcm')
 
 
-@pytest.mark.parametrize('name', ['Rows', 'Columns', 'BitsAllocated', 'BitsStored', 'PixelRepresentation', 'SamplesPerPixel', 'PhotometricInterpretation'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'Rows',
+        'Columns',
+        'BitsAllocated',
+        'BitsStored',
+        'PixelRepresentation',
+        'SamplesPerPixel',
+        'PhotometricInterpretation',
+    ],
+)
 @pytest.mark.parametrize('empty', [False, True])
 def test_a_header_with_a_gap(tmp_path, name, empty):
     ds = pydicom.dcmread(dicom(tmp_path / 'a.dcm', film()))
-    if empty: setattr(ds, name, None)
+    if empty:setattr(ds, name, None)
     else: delattr(ds, name)
     ds.save_as(tmp_path / 'a.dcm')
-    with pytest.raises(DataError, match=f'a.dcm is DICOM whose header lacks {name}: ask for the original file'): read_film(tmp_path / 'a.dcm')
+    with pytest.raises(DataError, match=f'a.dcm is DICOM whose header lacks {name}: ask for the original file'):
+        read_film(tmp_path / 'a.dcm')
 
 
 # ---- palettes, one bit, few bits, colour
@@ -241,7 +316,8 @@ def test_a_palette_is_looked_up(bits, entries):
 
 
 def test_a_palette_that_is_missing():
-    with pytest.raises(DataError, match='is DICOM with a palette that is missing or damaged: save it in grey'): shown(ramp(), 8, 'PALETTE COLOR')
+    with pytest.raises(DataError, match='is DICOM with a palette that is missing or damaged: save it in grey'):
+        shown(ramp(), 8, 'PALETTE COLOR')
 
 
 def test_grey_values_called_colour():
@@ -278,13 +354,30 @@ def test_modality_and_voi_tables(signed):
     over = np.arange(4096)[::-1] * 16
     tags = dict(PixelRepresentation=int(signed), BitsStored=16, HighBit=15)
     once = shown(stored, 12, ModalityLUTSequence=lut(4096, first, 16, over), **tags).astype(int)
-    twice = shown(stored, 12, ModalityLUTSequence=lut(4096, first, 16, over), VOILUTSequence=lut(0, 0, 16, np.arange(65536)[::-1]), PixelRepresentation=int(signed), BitsStored=16, HighBit=15)
+    twice = shown(
+        stored,
+        12,
+        ModalityLUTSequence=lut(4096, first, 16, over),
+        VOILUTSequence=lut(0, 0, 16, np.arange(65536)[::-1]),
+        PixelRepresentation=int(signed),
+        BitsStored=16,
+        HighBit=15,
+    )
     assert np.abs(once - (255 - shown(a).astype(int))).max() <= 3 and np.corrcoef(twice.ravel(), a.ravel())[0, 1] > .99
 
 
 # ---- damage
 
-SYNTAXES = ['RLELossless', 'JPEGLosslessProcess14', 'JPEGLosslessProcess14_1', 'JPEGLSLossless', 'JPEG2000Lossless', 'JPEGBaselineProcess1', 'JPEGExtendedProcess2_4', 'JPEG2000']
+SYNTAXES = [
+    'RLELossless',
+    'JPEGLosslessProcess14',
+    'JPEGLosslessProcess14_1',
+    'JPEGLSLossless',
+    'JPEG2000Lossless',
+    'JPEGBaselineProcess1',
+    'JPEGExtendedProcess2_4',
+    'JPEG2000',
+]
 
 
 def compressed(path, syntax):

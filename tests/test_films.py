@@ -90,7 +90,11 @@ def dicom(path, a, bits=12, photometric='MONOCHROME2', rle=False, **tags):
     pydicom = pytest.importorskip('pydicom')
     from pydicom.dataset import FileDataset, FileMetaDataset
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = pydicom.uid.DigitalXRayImageStorageForPresentation, '1.2.3', pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID = (
+        pydicom.uid.DigitalXRayImageStorageForPresentation,
+        '1.2.3',
+        pydicom.uid.ExplicitVRLittleEndian,
+    )
     ds = FileDataset(str(path), {}, file_meta=meta, preamble=b'\0' * 128)
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     ds.Rows, ds.Columns, ds.BitsAllocated, ds.BitsStored, ds.HighBit = *a.shape[-2:], 16 if bits > 8 else 8, bits, bits - 1
@@ -106,13 +110,18 @@ def dicom(path, a, bits=12, photometric='MONOCHROME2', rle=False, **tags):
 def test_dicom(tmp_path):
     twelve, f = np.linspace(0, 4095, 64 * 64).reshape(64, 64).round(), tmp_path / 'f.dcm'
     close = lambda b, tol=3: np.abs(read_film(f, 64).astype(int) - b).max() <= tol
-    dicom(f, twelve); assert close(ramp())
-    dicom(f, twelve, photometric='MONOCHROME1'); assert close(255 - ramp().astype(int))
-    dicom(f, twelve, rle=True); assert close(ramp())
-    dicom(f, ramp(), bits=8); assert close(ramp(), 0)
+    dicom(f, twelve)
+    assert close(ramp())
+    dicom(f, twelve, photometric='MONOCHROME1')
+    assert close(255 - ramp().astype(int))
+    dicom(f, twelve, rle=True)
+    assert close(ramp())
+    dicom(f, ramp(), bits=8)
+    assert close(ramp(), 0)
     dicom(f, twelve, WindowCenter=2048, WindowWidth=1024)
     assert close(np.clip((twelve - 1536) / 1024, 0, 1) * 255, 2)
-    dicom(f, twelve, RescaleSlope=2, RescaleIntercept=-100); assert close(ramp())
+    dicom(f, twelve, RescaleSlope=2, RescaleIntercept=-100)
+    assert close(ramp())
     assert np.array_equal(read_film(f, 32, 'pad'), read_film(f.rename(tmp_path / 'no_suffix'), 32, 'pad'))
 
 
@@ -173,7 +182,14 @@ def test_wrong_films(tmp_path, name):
     assert str(path) in str(e.value) and message in str(e.value) and '\n' not in str(e.value)
 
 
-LOSSLESS = ['RLELossless', 'JPEGLosslessProcess14', 'JPEGLosslessProcess14_1', 'JPEGLSLossless', 'JPEG2000Lossless', 'DeflatedExplicitVRLittleEndian']
+LOSSLESS = [
+    'RLELossless',
+    'JPEGLosslessProcess14',
+    'JPEGLosslessProcess14_1',
+    'JPEGLSLossless',
+    'JPEG2000Lossless',
+    'DeflatedExplicitVRLittleEndian',
+]
 LOSSY = ['JPEGBaselineProcess1', 'JPEGExtendedProcess2_4', 'JPEGLSNearLossless', 'JPEG2000']
 
 
@@ -181,10 +197,14 @@ def transcode(source, target, syntax):
     "Compress a DICOM file with GDCM; False where the syntax has no room for that many bits"
     gdcm = pytest.importorskip('gdcm')
     reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
-    reader.SetFileName(str(source)); assert reader.Read()
-    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax))); change.SetInput(reader.GetImage())
+    reader.SetFileName(str(source))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
     if not change.Change(): return False
-    writer.SetFileName(str(target)); writer.SetFile(reader.GetFile()); writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(target))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
     return writer.Write()
 
 
@@ -195,7 +215,9 @@ def drawn(bits, size=96): return (ramp(size).astype(float) ** 1.5 / 255 ** 1.5 *
 @pytest.mark.parametrize('bits', [8, 12, 16])
 @pytest.mark.parametrize('syntax', LOSSLESS)
 def test_dicom_compressed_without_loss(tmp_path, syntax, bits, photometric):
-    pydicom, plain = pytest.importorskip('pydicom'), dicom(tmp_path / 'plain.dcm', drawn(bits), bits, photometric, RescaleSlope=1, RescaleIntercept=-100)
+    pydicom, plain = pytest.importorskip('pydicom'), dicom(
+        tmp_path / 'plain.dcm', drawn(bits), bits, photometric, RescaleSlope=1, RescaleIntercept=-100
+    )
     assert transcode(plain, tmp_path / 'small.dcm', syntax)
     assert pydicom.dcmread(tmp_path / 'small.dcm').file_meta.TransferSyntaxUID != pydicom.uid.ExplicitVRLittleEndian
     for size in (96, 33): assert np.array_equal(read_film(tmp_path / 'small.dcm', size), read_film(plain, size))
@@ -220,7 +242,11 @@ def test_dicom_colour(tmp_path):
         assert transcode(plain, tmp_path / 'small.dcm', syntax) and np.array_equal(read_film(tmp_path / 'small.dcm', 64), grey)
     ds = pydicom.dcmread(plain)
     Image.fromarray(np.stack([grey] * 3, -1)).save(jpeg, 'JPEG', quality=98)
-    ds.file_meta.TransferSyntaxUID, ds.PhotometricInterpretation, ds.PixelData = pydicom.uid.JPEGBaseline8Bit, 'YBR_FULL_422', pydicom.encaps.encapsulate([jpeg.getvalue()])
+    ds.file_meta.TransferSyntaxUID, ds.PhotometricInterpretation, ds.PixelData = (
+        pydicom.uid.JPEGBaseline8Bit,
+        'YBR_FULL_422',
+        pydicom.encaps.encapsulate([jpeg.getvalue()]),
+    )
     ds.save_as(tmp_path / 'jpeg.dcm')
     assert np.abs(read_film(tmp_path / 'jpeg.dcm', 64).astype(int) - grey).max() <= 4
 
@@ -231,7 +257,11 @@ def test_dicom_without_a_decoder(tmp_path, monkeypatch):
     assert transcode(dicom(tmp_path / 'plain.dcm', drawn(12)), tmp_path / 'small.dcm', 'JPEGLosslessProcess14_1')
     decoder = get_decoder(pydicom.uid.JPEGLosslessSV1)
     monkeypatch.setattr(decoder, '_available', {})
-    with pytest.raises(DataError, match=r"small.dcm is DICOM compressed as JPEG Lossless.*which needs a decoder: pip install 'cxrlg\[dicom\]'") as e: read_film(tmp_path / 'small.dcm')
+    with pytest.raises(
+        DataError,
+        match=r"small.dcm is DICOM compressed as JPEG Lossless.*which needs a decoder: pip install 'cxrlg\[dicom\]'",
+    ) as e:
+        read_film(tmp_path / 'small.dcm')
     assert '\n' not in str(e.value)
     assert transcode(tmp_path / 'plain.dcm', tmp_path / 'part2.dcm', 'JPEG2000Part2Lossless')
     with pytest.raises(DataError, match='has no decoder here: save it uncompressed') as e: read_film(tmp_path / 'part2.dcm')
@@ -443,7 +473,11 @@ table = read_table('csv', sys.argv[1], image='image', patient='patient', labels=
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try: PixelCache(table, sys.argv[1], 64, cache_dir=sys.argv[2], progress=False)
 except DataError as e: print(e)'''
-    out = subprocess.run([sys.executable, '-c', code, good, good / 'cache', Path(films.__file__).parents[1]], capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, '-c', code, good, good / 'cache', Path(films.__file__).parents[1]],
+        capture_output=True,
+        text=True,
+    )
     assert 'cannot write the cache in' in out.stdout and 'free some space' in out.stdout, out.stderr
     assert not finished(good)
 
@@ -509,7 +543,11 @@ def test_two_at_once_decode_once(good, table, counted):
 def test_archive(tmp_path):
     rng = np.random.default_rng(0)
     images = {f'{s}_images': rng.integers(0, 255, (m, 28, 28), dtype='uint8') for s, m in zip(('train', 'val', 'test'), (7, 3, 2))}
-    np.savez_compressed(tmp_path / 'chestmnist.npz', **images, **{f'{s}_labels': rng.integers(0, 2, (m, 14)) for s, m in zip(('train', 'val', 'test'), (7, 3, 2))})
+    np.savez_compressed(
+        tmp_path / 'chestmnist.npz',
+        **images,
+        **{f'{s}_labels': rng.integers(0, 2, (m, 14)) for s, m in zip(('train', 'val', 'test'), (7, 3, 2))},
+    )
     t = read_table('chestmnist', tmp_path, verbose=False)
     assert np.array_equal(np.asarray(cache(t, tmp_path, 28)), np.concatenate(list(images.values())))
     some = t.iloc[[11, 8, 0, 3]].reset_index(drop=True)
@@ -517,7 +555,8 @@ def test_archive(tmp_path):
     assert np.array_equal(np.asarray(cache(some, tmp_path, 28)), np.concatenate(list(images.values()))[[11, 8, 0, 3]])
     assert 'one film a patient' in set(audit(t, pixels=cache(t, tmp_path, 28), verbose=False, progress=False).check)
     assert 'films not looked at' in set(audit(t, tmp_path, read=read_film, verbose=False, progress=False).check)
-    with pytest.raises(DataError, match='train:99 is not in the archive'): cache(some.assign(image=['chestmnist.npz#train:99', *some.image[1:]]), tmp_path, 28)
+    with pytest.raises(DataError, match='train:99 is not in the archive'):
+        cache(some.assign(image=['chestmnist.npz#train:99', *some.image[1:]]), tmp_path, 28)
     raw = bytearray((tmp_path / 'chestmnist.npz').read_bytes())
     raw[300:1500] = bytes(1200)
     (tmp_path / 'chestmnist.npz').write_bytes(raw)

@@ -189,7 +189,8 @@ def test_a_second_process_is_told_pid_and_host_and_a_dead_ones_lock_is_free_at_o
     ) as e:
         train_fold(config('none', tmp_path), bar=False)
     assert '\n' not in str(e.value) and sorted(os.listdir(folder('none', tmp_path))) == ['lock', 'lock.holder']
-    holder.kill(); holder.join()
+    holder.kill()
+    holder.join()
     assert (folder('none', tmp_path)/'lock').exists()
     with fold_lock(folder('none', tmp_path)):
         assert (folder('none', tmp_path) / 'lock.holder').read_text().startswith(f'process {os.getpid()} on')

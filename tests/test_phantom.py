@@ -17,7 +17,8 @@ def default(): return make_phantom(300, 64, 1)
 @pytest.fixture(scope='module')
 def many():
     "Labels of 30,000 patients, and the patient of each film"
-    rng = np.random.default_rng(5); n = ph._films_per_patient(30_000, rng)
+    rng = np.random.default_rng(5)
+    n = ph._films_per_patient(30_000, rng)
     return ph._sample_labels(n, ph._planted().to_numpy()[1:, 1:], rng), np.repeat(np.arange(len(n)), n)
 
 
@@ -32,54 +33,65 @@ def test_table_contract(default):
 
 
 def test_films_of_a_patient_are_1_to_20_and_share_sex(default):
-    table = default[0]; per = table.groupby('patient')
+    table = default[0]
+    per = table.groupby('patient')
     assert per.size().between(1, 20).all() and (per.sex.nunique() == 1).all()
     assert (per.study.max() == per.size()).all() and (per.age.apply(lambda a: a.is_monotonic_increasing)).all()
 
 
 def test_no_finding_excludes_all_but_devices(default):
-    table = default[0]; disease = table[FINDINGS[1:-1]].any(axis=1)
+    table = default[0]
+    disease = table[FINDINGS[1:-1]].any(axis=1)
     assert ((table['No Finding'] == 1) == ~disease).all()
     assert (table['Support Devices'][table['No Finding'] == 1] == 1).any()
 
 
 def test_truth_is_symmetric_sparse_and_signed():
-    truth = ph._planted(); A = truth.to_numpy()
+    truth = ph._planted()
+    A = truth.to_numpy()
     assert list(truth.index) == list(truth.columns) == FINDINGS
     assert (A == A.T).all() and (A.diagonal() == 0).all() and (A[0] == 0).all()
     assert 12 <= (np.triu(A) != 0).sum() <= 18 and (A < 0).any()
 
 
 def test_prevalence_meets_its_targets_at_every_visit(many):
-    y, who = many; visit = np.arange(len(who)) - np.searchsorted(who, who)
+    y, who = many
+    visit = np.arange(len(who)) - np.searchsorted(who, who)
     for rows in (visit == 0, (visit > 0) & (visit < 4), visit > 6):
-        n = len(np.unique(who[rows])); tolerance = 5*np.sqrt(ph._PREVALENCE*(1 - ph._PREVALENCE)/n)
+        n = len(np.unique(who[rows]))
+        tolerance = 5 * np.sqrt(ph._PREVALENCE * (1 - ph._PREVALENCE) / n)
         assert (abs(y[rows, 1:].mean(0) - ph._PREVALENCE) < tolerance).all()
     assert .01 <= y.mean(0).min() and y.mean(0).max() <= .40
 
 
 @pytest.mark.parametrize('coupling', [0., .5, 1., 2.])
 def test_biases_hold_the_prevalence_at_any_coupling(coupling):
-    S = ph._states(13); _, p = ph._calibrate(ph._planted(coupling).to_numpy()[1:, 1:], ph._PREVALENCE, S)
+    S = ph._states(13)
+    _, p = ph._calibrate(ph._planted(coupling).to_numpy()[1:, 1:], ph._PREVALENCE, S)
     assert np.allclose(p@S, ph._PREVALENCE, atol=1e-9)
 
 
 def test_first_films_follow_the_exact_distribution(many):
     "Pairwise frequencies of independent first films against the enumerated model"
-    y, who = many; first = y[np.r_[True, who[1:] != who[:-1]], 1:].astype(float)
-    S = ph._states(13); _, p = ph._calibrate(ph._planted().to_numpy()[1:, 1:], ph._PREVALENCE, S)
-    exact = (S*p[:, None]).T@S; error = abs(first.T@first/len(first) - exact)
+    y, who = many
+    first = y[np.r_[True, who[1:] != who[:-1]], 1:].astype(float)
+    S = ph._states(13)
+    _, p = ph._calibrate(ph._planted().to_numpy()[1:, 1:], ph._PREVALENCE, S)
+    exact = (S * p[:, None]).T @ S
+    error = abs(first.T @ first / len(first) - exact)
     assert (error < 5*np.sqrt(exact*(1 - exact)/len(first)) + 1e-9).all()
 
 
 def test_every_planted_sign_is_in_the_labels(many):
-    y = many[0][:, 1:].astype(float); J = ph._planted().to_numpy()[1:, 1:]
+    y = many[0][:, 1:].astype(float)
+    J = ph._planted().to_numpy()[1:, 1:]
     partial = -np.linalg.inv(np.cov(y.T))
     assert (np.sign(partial[J != 0]) == np.sign(J[J != 0])).all()
 
 
 def test_films_of_one_patient_resemble_each_other(many):
-    y, who = many; same = who[1:] == who[:-1]
+    y, who = many
+    same = who[1:] == who[:-1]
     agree = (y[1:] == y[:-1]).mean(1)
     assert agree[same].mean() > agree[~same].mean() + .1 and agree[same].mean() < .99
 
@@ -100,7 +112,8 @@ def test_pieces_do_not_change_the_films():
 def test_size_and_evidence_leave_the_labels_alone():
     one, small, _ = make_phantom(25, 32, 9)
     for kw in (dict(size=48), dict(size=32, evidence=.3)):
-        other, pixels, _ = make_phantom(25, seed=9, **kw); pd.testing.assert_frame_equal(one, other)
+        other, pixels, _ = make_phantom(25, seed=9, **kw)
+        pd.testing.assert_frame_equal(one, other)
     assert (pixels != small).any()
 
 
@@ -128,7 +141,8 @@ def test_without_evidence_the_films_do_not_know_the_labels():
 
 def test_each_finding_changes_the_film_and_more_of_it_more():
     rng = lambda: np.random.default_rng(1)
-    film = pd.concat([ph._anatomy(np.array([True]), rng()), ph._nuisance(np.zeros(1), rng())], axis=1); place = rng().random((1, 13, 4), dtype='float32')
+    film = pd.concat([ph._anatomy(np.array([True]), rng()), ph._nuisance(np.zeros(1), rng())], axis=1)
+    place = rng().random((1, 13, 4), dtype='float32')
     draw = lambda e: ph._draw_all(film, e.astype('float32')[None], place, 64, rng())[0].astype(float)
     for j, name in enumerate(FINDINGS[1:]):
         weak, strong = (abs(draw(k*np.eye(13)[j]) - draw(np.zeros(13))).sum() for k in (.3, 1.))

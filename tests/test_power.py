@@ -57,7 +57,11 @@ def test_degrees_of_freedom_are_those_of_the_larger_part():
     e = PairedError(0, 100, 3, .01, .004, .006)
     shared, runs = .01**2, (.004**2 + .006**2) / 3
     assert np.isclose(e.df(), (shared + runs)**2 / (shared**2 / 99 + runs**2 / 2))
-    assert np.isclose(e.df(400), (shared / 4 + (.004**2 / 4 + .006**2) / 3)**2 / ((shared / 4)**2 / 399 + ((.004**2 / 4 + .006**2) / 3)**2 / 2))
+    assert np.isclose(
+        e.df(400),
+        (shared / 4 + (0.004**2 / 4 + 0.006**2) / 3) ** 2
+        / ((shared / 4) ** 2 / 399 + ((0.004**2 / 4 + 0.006**2) / 3) ** 2 / 2),
+    )
     assert e.df(np.array([100, 400])).shape == (2,)
 
 

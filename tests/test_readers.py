@@ -99,7 +99,11 @@ def test_text_of_any_kind_comes_back(tmp_path, rows, end, quoting, bom):
 
 def test_ages_that_cannot_be_read_are_counted():
     with pytest.warns(UserWarning, match='2 ages cannot be read as years .>89, old.'):
-        assert np.array_equal(years(pd.Series(['>89', 'old', ' 058Y', None], dtype=object)), np.float32([np.nan, np.nan, 58, np.nan]), equal_nan=True)
+        assert np.array_equal(
+            years(pd.Series(['>89', 'old', ' 058Y', None], dtype=object)),
+            np.float32([np.nan, np.nan, 58, np.nan]),
+            equal_nan=True,
+        )
     for kind in ('Int64', 'int64[pyarrow]', 'Float64'):
         assert np.array_equal(years(pd.Series(pd.array([58, None], dtype=kind))), np.float32([58, np.nan]), equal_nan=True)
 
@@ -138,7 +142,9 @@ def padchest(root, *names):
 def test_unlisted_twins_do_not_matter_and_the_listed_name_counts(tmp_path):
     write_films(tmp_path, ['a.png', 'a.jpg', 'thumbs/b.png', 'old/b.jpg', 'c.png', 'x/c.png'])
     assert padchest(tmp_path, 'a.png').image.tolist() == ['a.png'] and padchest(tmp_path, 'a.jpg').image.tolist() == ['a.jpg']
-    assert padchest(tmp_path, 'a.png', 'a.jpg').image.tolist() == ['a.png', 'a.jpg'] and padchest(tmp_path, 'b.jpg').image.tolist() == ['old/b.jpg']
+    assert padchest(tmp_path, 'a.png', 'a.jpg').image.tolist() == ['a.png', 'a.jpg'] and padchest(
+        tmp_path, 'b.jpg'
+    ).image.tolist() == ['old/b.jpg']
     assert padchest(tmp_path, 'c.png').image.tolist() == ['c.png'] and padchest(tmp_path, 'x/c.png').image.tolist() == ['x/c.png']
     with pytest.raises(DataError, match='2 files that share their name with another .old/b.jpg, thumbs/b.png'): padchest(tmp_path, 'b.dcm')
 
@@ -158,7 +164,8 @@ def test_files_without_a_suffix_are_found_by_their_name(tmp_path):
 
 def test_folders_that_link_to_themselves_and_to_each_other(tmp_path):
     write_films(tmp_path, ['one/a.png', 'two/b.png'])
-    for link, to in {'one/self': '.', 'one/two': '../two', 'two/one': '../one', 'all': '.', 'zero': 'nowhere'}.items(): (tmp_path / link).symlink_to(to)
+    for link, to in {'one/self': '.', 'one/two': '../two', 'two/one': '../one', 'all': '.', 'zero': 'nowhere'}.items():
+        (tmp_path / link).symlink_to(to)
     assert padchest(tmp_path, 'a.png', 'b.png').image.tolist() == ['one/a.png', 'two/b.png']
     (tmp_path / 'again.png').symlink_to('one/a.png')
     (tmp_path / 'three').mkdir()
@@ -167,8 +174,16 @@ def test_folders_that_link_to_themselves_and_to_each_other(tmp_path):
 
 
 def test_audit_of_one_film_under_two_spellings(table):
-    got = checks(audit(table.assign(image=['a.png', './a.png', 'e\u0301.png', '\u00e9.png', 'c.png', 'd.png'], Edema=0., Mass=[0, 1, 0, 0, 1, 1.]),
-                       verbose=False))
+    got = checks(
+        audit(
+            table.assign(
+                image=['a.png', './a.png', 'e\u0301.png', '\u00e9.png', 'c.png', 'd.png'],
+                Edema=0.0,
+                Mass=[0, 1, 0, 0, 1, 1.0],
+            ),
+            verbose=False,
+        )
+    )
     assert got['image twice, other labels'] == [0, 1] and got['image twice'] == [2, 3]
 
 
@@ -200,8 +215,15 @@ def test_a_finding_that_nobody_has_is_named(good, capsys):
     assert 'no label of Mass is known' in capsys.readouterr().out and checks(audit(table, verbose=False))['no known label'] == [0, 1]
 
 
-@pytest.mark.parametrize('labels, message', [(['Edema', 'Edema'], "'Edema' is given twice"), (['Edema', ' edema'], "also as 'Edema'"),
-                                             (['Edema', 'patient'], "'patient' cannot be a finding"), ([False, 'Edema'], 'in YAML, put it in quotes')])
+@pytest.mark.parametrize(
+    'labels, message',
+    [
+        (['Edema', 'Edema'], "'Edema' is given twice"),
+        (['Edema', ' edema'], "also as 'Edema'"),
+        (['Edema', 'patient'], "'patient' cannot be a finding"),
+        ([False, 'Edema'], 'in YAML, put it in quotes'),
+    ],
+)
 def test_findings_that_cannot_be_meant(good, labels, message):
     with pytest.raises(DataError, match=message): read_table('csv', good, verbose=False, **GOOD | dict(labels=labels))
 
@@ -233,7 +255,8 @@ def test_a_part_of_which_nothing_is_there_is_named(tmp_path):
 
 def test_chexpert_in_two_sizes_is_not_read_twice(tmp_path):
     for size in ('CheXpert-v1.0', 'CheXpert-v1.0-small'): chexpert(tmp_path, 'train', [1], size)
-    with pytest.raises(DataError, match='holds 2 files .*CheXpert-v1.0-small/train.csv.*name it with csv='): read_table('chexpert', tmp_path)
+    with pytest.raises(DataError, match='holds 2 files .*CheXpert-v1.0-small/train.csv.*name it with csv='):
+        read_table('chexpert', tmp_path)
 
 
 def mimic(root, study, labelled):
@@ -253,7 +276,10 @@ def test_mimics_labels_of_other_studies_are_refused(tmp_path):
     with pytest.raises(DataError, match='none of the 2 films has labels of chexpert'): mimic(tmp_path, '500', 'x')
 
 
-@pytest.mark.parametrize('agree, message', [(4, 'agree=4: give a whole number of 1 to 2'), (0, 'agree=0'), (True, 'agree=True'), (1.5, 'agree=1.5')])
+@pytest.mark.parametrize(
+    'agree, message',
+    [(4, 'agree=4: give a whole number of 1 to 2'), (0, 'agree=0'), (True, 'agree=True'), (1.5, 'agree=1.5')],
+)
 def test_vindrs_readers(tmp_path, agree, message):
     (tmp_path / 'train.csv').write_text('image_id,class_name,rad_id\na,Mass ,R1\n a,Mass,R2\nb,No finding,R1\n')
     table = read_table('vindr', tmp_path, exists=False, verbose=False)
@@ -285,7 +311,12 @@ def test_a_reader_that_gives_no_table():
 
 # ---- films of any name
 
-NAMES = st.lists(st.text(st.sampled_from('ab\u00e9\u00fc =\'"$'), min_size=1, max_size=5), min_size=1, max_size=4, unique_by=lambda n: film_key(n + '.png'))
+NAMES = st.lists(
+    st.text(st.sampled_from('ab\u00e9\u00fc =\'"$'), min_size=1, max_size=5),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda n: film_key(n + '.png'),
+)
 
 
 @settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

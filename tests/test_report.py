@@ -96,7 +96,8 @@ def test_phantom_is_said_in_every_heading_and_figure(tmp_path, monkeypatch):
     png = drawing.as_png
     monkeypatch.setattr(drawing, 'as_png', lambda fig, made_up: drawn.append(fig) or png(fig, made_up))
     html = write_report(s, n_boot=30).read_text()
-    for tag in (r'<h\d[^>]*>(.*?)</h\d>', r'<figcaption>(.*?)</figcaption>'): assert all('(phantom)' in text for text in re.findall(tag, html))
+    for tag in (r'<h\d[^>]*>(.*?)</h\d>', r'<figcaption>(.*?)</figcaption>'):
+        assert all('(phantom)' in text for text in re.findall(tag, html))
     assert len(drawn) == 7 and all('phantom' in [x.get_text() for x in fig.texts] for fig in drawn)
 
 

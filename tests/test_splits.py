@@ -268,8 +268,14 @@ def test_pandas_lists_sparse_and_text_ids_give_the_same_folds():
     first = lambda y, g: next(cv.split(np.zeros((len(table), 1)), y, g))[1].tolist()
     want = first(y, table.patient)
     text = [f'p{p:06}' for p in table.patient]
-    for other in (first(table[NAMES], table.patient), first(y.tolist(), table.patient.tolist()), first(sparse.csr_matrix(y), table.patient.to_numpy()),
-                  first(y.astype(bool), text), first(y.astype(int), pd.Series(text, dtype='string')), first(y, pd.Categorical(text))):
+    for other in (
+        first(table[NAMES], table.patient),
+        first(y.tolist(), table.patient.tolist()),
+        first(sparse.csr_matrix(y), table.patient.to_numpy()),
+        first(y.astype(bool), text),
+        first(y.astype(int), pd.Series(text, dtype='string')),
+        first(y, pd.Categorical(text)),
+    ):
         assert other == want
 
 
@@ -355,7 +361,10 @@ def test_all_labels_absent_or_unknown_still_balances_sizes():
 def test_image_folds_are_iterative_stratification_itself():
     table = random_table(0)
     want = np.empty(len(table), int)
-    for k, (_, test) in enumerate(MultilabelStratifiedKFold(3, shuffle=True, random_state=5).split(table, table[NAMES].to_numpy())): want[test] = k
+    for k, (_, test) in enumerate(
+        MultilabelStratifiedKFold(3, shuffle=True, random_state=5).split(table, table[NAMES].to_numpy())
+    ):
+        want[test] = k
     got = make_folds(table, 3, group='image', seed=5)
     assert (got == want).all() and got.name == 'fold' and got.index.equals(table.index)
     with pytest.raises(ValueError, match='values of patient are in more than one fold'): assert_disjoint(table, got)
@@ -444,28 +453,47 @@ def with_(table, **columns):
     return table
 
 
-@pytest.mark.parametrize('change, options, message', [
-    (lambda t: t.drop(columns='patient'), {}, "no patient column, so patients cannot be kept whole: use group='image'"),
-    (lambda t: t.drop(columns='patient'), {'group': 'image', 'locked': .2}, 'no patient column: use locked=0'),
-    (lambda t: with_(t, patient=t.patient.where(t.index != 3)), {}, r'patient is missing \(NaN\) in 1 rows, the first is row 3 \(00003.png\)'),
-    (lambda t: with_(t, patient=t.patient.where(t.index != 3)), {'group': 'image', 'locked': .1}, 'missing'),
-    (lambda t: with_(t, patient=t.index % 2), {'n_splits': 5}, 'n_splits=5 is more than the 2 patients: use fewer folds'),
-    (lambda t: t[:4], {'group': 'image', 'n_splits': 5}, 'n_splits=5 is more than the 4 films'),
-    (lambda t: with_(t, image='a.png'), {}, 'images are in the table twice, the first is a.png'),
-    (lambda t: with_(t, Mass=t.Mass * 2), {}, 'values other than 1, 0 or NaN, the first is 2 in row'),
-    (lambda t: with_(t, Mass='yes'), {}, "'yes' in row 0, Mass"),
-    (lambda t: t.drop(columns='Mass'), {}, 'lacks finding columns: Mass'),
-    (lambda t: t, {'official': True}, 'no such column'),
-    (lambda t: with_(t, split='train'), {'official': True}, r"only \['train'\]"),
-    (lambda t: with_(t, split=np.where(t.index < 200, 'test', 'train')), {'official': True}, 'patients have films in the official test part and outside it'),
-    (lambda t: t, {'locked': 1.}, 'locked=1.0: use a share'),
-    (lambda t: t, {'locked': -.1}, 'locked=-0.1'),
-    (lambda t: t, {'locked': .99999}, 'n_splits=5 is more than the 0 patients'),
-    (lambda t: t, {'locked': 1e-6}, 'locked=1e-06 of 100 patients sets none aside'),
-    (lambda t: t, {'group': 'study'}, "group='study'"),
-    (lambda t: t, {'n_splits': 1}, 'n_splits=1: use'),
-    (lambda t: t, {'n_splits': 2.5}, 'n_splits=2.5'),
-])
+@pytest.mark.parametrize(
+    'change, options, message',
+    [
+        (
+            lambda t: t.drop(columns='patient'),
+            {},
+            "no patient column, so patients cannot be kept whole: use group='image'",
+        ),
+        (lambda t: t.drop(columns='patient'), {'group': 'image', 'locked': 0.2}, 'no patient column: use locked=0'),
+        (
+            lambda t: with_(t, patient=t.patient.where(t.index != 3)),
+            {},
+            r'patient is missing \(NaN\) in 1 rows, the first is row 3 \(00003.png\)',
+        ),
+        (lambda t: with_(t, patient=t.patient.where(t.index != 3)), {'group': 'image', 'locked': 0.1}, 'missing'),
+        (
+            lambda t: with_(t, patient=t.index % 2),
+            {'n_splits': 5},
+            'n_splits=5 is more than the 2 patients: use fewer folds',
+        ),
+        (lambda t: t[:4], {'group': 'image', 'n_splits': 5}, 'n_splits=5 is more than the 4 films'),
+        (lambda t: with_(t, image='a.png'), {}, 'images are in the table twice, the first is a.png'),
+        (lambda t: with_(t, Mass=t.Mass * 2), {}, 'values other than 1, 0 or NaN, the first is 2 in row'),
+        (lambda t: with_(t, Mass='yes'), {}, "'yes' in row 0, Mass"),
+        (lambda t: t.drop(columns='Mass'), {}, 'lacks finding columns: Mass'),
+        (lambda t: t, {'official': True}, 'no such column'),
+        (lambda t: with_(t, split='train'), {'official': True}, r"only \['train'\]"),
+        (
+            lambda t: with_(t, split=np.where(t.index < 200, 'test', 'train')),
+            {'official': True},
+            'patients have films in the official test part and outside it',
+        ),
+        (lambda t: t, {'locked': 1.0}, 'locked=1.0: use a share'),
+        (lambda t: t, {'locked': -0.1}, 'locked=-0.1'),
+        (lambda t: t, {'locked': 0.99999}, 'n_splits=5 is more than the 0 patients'),
+        (lambda t: t, {'locked': 1e-6}, 'locked=1e-06 of 100 patients sets none aside'),
+        (lambda t: t, {'group': 'study'}, "group='study'"),
+        (lambda t: t, {'n_splits': 1}, 'n_splits=1: use'),
+        (lambda t: t, {'n_splits': 2.5}, 'n_splits=2.5'),
+    ],
+)
 def test_faulty_tables(change, options, message):
     table = random_table(0, 100)
     with pytest.raises(ValueError, match=message): make_folds(change(table), **options)
@@ -479,7 +507,10 @@ def test_nothing_is_written_when_the_input_is_faulty(tmp_path):
 def test_assert_disjoint_names_patients_and_folds():
     table = pd.DataFrame({'image': list('abcdef'), 'patient': [7, 7, 8, 8, 9, 9], 'study': [1, 1, 1, 2, 2, 2]})
     assert_disjoint(table, [0, 0, 1, 1, -1, -1])
-    with pytest.raises(ValueError, match=r'^2 values of patient are in more than one fold: 7 \(folds 0, 1\); 9 \(folds -1, 2\)$'): assert_disjoint(table, [1, 0, 1, 1, 2, -1])
+    with pytest.raises(
+        ValueError, match=r'^2 values of patient are in more than one fold: 7 \(folds 0, 1\); 9 \(folds -1, 2\)$'
+    ):
+        assert_disjoint(table, [1, 0, 1, 1, 2, -1])
     with pytest.raises(ValueError, match='1 values of study'): assert_disjoint(table, [0, 0, 0, 1, 1, 0], column='study')
     with pytest.raises(ValueError, match="no column 'ward'"): assert_disjoint(table, [0] * 6, column='ward')
     with pytest.raises(ValueError, match='folds has 5 entries, the table 6 rows'): assert_disjoint(table, [0] * 5)
@@ -524,15 +555,22 @@ def test_same_folds_same_bytes(tmp_path):
 ])
 def test_faulty_folds_files(tmp_path, text, message):
     (tmp_path/'folds.csv').write_text(text)
-    with pytest.raises(ValueError, match=message): read_folds(tmp_path/'folds.csv', pd.DataFrame({'image': list('abc'), 'patient': [1, 1, 2]}))
+    with pytest.raises(ValueError, match=message):
+        read_folds(tmp_path / 'folds.csv', pd.DataFrame({'image': list('abc'), 'patient': [1, 1, 2]}))
 
 
 def test_folds_file_that_is_not_there(tmp_path):
     for path in (tmp_path, tmp_path/'nowhere.csv'):
-        with pytest.raises(DataError, match='cannot be read .*: give the folds.csv that make_folds wrote'): read_folds(path, random_table(0, 10))
+        with pytest.raises(DataError, match='cannot be read .*: give the folds.csv that make_folds wrote'):
+            read_folds(path, random_table(0, 10))
 
 
-NAMES_OF_FILMS = st.lists(st.text(st.characters(codec='utf-8', exclude_characters='\0'), min_size=1, max_size=8), min_size=4, max_size=8, unique_by=film_key)
+NAMES_OF_FILMS = st.lists(
+    st.text(st.characters(codec='utf-8', exclude_characters='\0'), min_size=1, max_size=8),
+    min_size=4,
+    max_size=8,
+    unique_by=film_key,
+)
 
 
 @settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
