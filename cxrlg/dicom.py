@@ -57,9 +57,10 @@ def _table(ds, name, signed):
         if len(about) != 3 or not data: continue
         first = int(about[1]) - 65536 if signed and about[1] > 32767 else int(about[1])
         n = int(about[0]) or 65536
-        if isinstance(data, bytes): data = np.frombuffer(data[:len(data)//2*2] if len(data) > n else data, '<u2' if len(data) > n else 'u1')
-        data = np.asarray(data)[:n].astype('float64')
-        if len(data) > 1 and np.ptp(data) > 0: return first, data
+        wide = isinstance(data, bytes) and len(data) > n
+        if isinstance(data, bytes): data = np.frombuffer(data[:len(data)//2*2] if wide else data, '<u2' if wide else 'u1')
+        data = np.atleast_1d(data)[:n].astype('float64')
+        if len(data) == n > 1 and np.ptp(data) > 0: return first, data
     return None
 
 def _look_up(a, table):
@@ -85,7 +86,8 @@ def _modality(a, ds):
     "Film and range of its values behind the modality step"
     signed, bits = bool(ds.get('PixelRepresentation')), int(ds.BitsStored)
     table = _table(ds, 'ModalityLUTSequence', signed)
-    if table: return _look_up(a, table), (table[1].min(), table[1].max())
+    found = None if table is None else _look_up(a, table)
+    if found is not None and np.ptp(found) > 0: return found, (table[1].min(), table[1].max())
     slope, intercept = _line(ds)
     low = -2**(bits - 1) if signed else 0
     ends = sorted(o * slope + intercept for o in (low, low + 2**bits - 1))
@@ -158,6 +160,7 @@ def _header(ds):
         ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     check_size(ds.Columns, ds.Rows)
 
+# %% ../nbs/00ab_dicom.ipynb #50c681ad
 def _decode(ds, frame=None):
     "Stored values of a DICOM file, or of another compressed frame in its place"
     from pydicom.encaps import encapsulate
@@ -173,29 +176,38 @@ def _jpeg(ds):
     syntax = ds.file_meta.TransferSyntaxUID
     return get_frame(ds.PixelData, 0, number_of_frames=1) if syntax in JPEGTransferSyntaxes and 'LS' not in syntax.name else None
 
-def _check_codestream(data):
-    "Refuse a JPEG 2000 picture whose tile parts are not as long as they say, or that lacks its end marker"
-    start = at = data.find(b'\xff\x4f\xff\x51')
-    if at >= 0: at += 2
-    while start >= 0 and data[at:at+1] == b'\xff' and data[at:at+2] != b'\xff\xd9':
+def _sized(data, ds):
+    "Is a JPEG 2000 picture (behind its first marker) as large as the tags say, in a sensible number of tiles?"
+    x, y, x0, y0, w, h, tx, ty, n = (int.from_bytes(data[i:i+4], 'big') for i in (8, 12, 16, 20, 24, 28, 32, 36, 38))
+    tiles = 0 < w < 2**31 and 0 < h < 2**31 and tx <= x0 and ty <= y0 and -(-(x - tx) // w) * -(-(y - ty) // h) < 65536
+    size = int.from_bytes(data[4:6], 'big') == 38 + 3 * (n & 65535)
+    return tiles and size and (x - x0, y - y0, n & 65535) == (ds.Columns, ds.Rows, ds.SamplesPerPixel)
+
+def _check_codestream(data, ds):
+    "Refuse a JPEG 2000 picture of another size than the tags say, of parts not as long as they say, or without an end marker"
+    data = data[max(0, data.find(b'\xff\x4f\xff\x51')):]
+    if not _sized(data, ds): raise OSError('image file is damaged: its header contradicts itself')
+    at = 2
+    while data[at:at+1] == b'\xff' and data[at:at+2] != b'\xff\xd9':
         size = int.from_bytes(data[at+2:at+4], 'big') + 2
         if data[at:at+2] == b'\xff\x90': size = int.from_bytes(data[at+6:at+10], 'big') or data.rfind(b'\xff\xd9') - at
         at += max(2, size)
-    if start < 0 or data[at:at+2] != b'\xff\xd9': raise OSError('image file is truncated: a part of it is not as long as it says')
+    if data[at:at+2] != b'\xff\xd9': raise OSError('image file is truncated: a part of it is not as long as it says')
 
 def _decode_whole(ds):
     "Stored values, and whether the picture is whole as far as that can be told"
     from pydicom.encaps import get_frame
     from pydicom.uid import JPEG2000TransferSyntaxes
-    if ds.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes: _check_codestream(get_frame(ds.PixelData, 0, number_of_frames=1))
+    if ds.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes: _check_codestream(get_frame(ds.PixelData, 0, number_of_frames=1), ds)
     jpeg = _jpeg(ds)
     if jpeg is None: return _decode(ds)
-    check_jpeg_header(jpeg, ds.Columns, ds.Rows, ds.SamplesPerPixel)
+    check_jpeg_header(jpeg, ds.Columns, ds.Rows, ds.SamplesPerPixel, ds.BitsAllocated)
     a = _decode(ds)
     unsure = a.ndim == 3 or a[-1, -1] in (0, 127, 128, 2047, 2048)
     check_jpeg(jpeg, unsure, lambda data, fill: _decode(ds, data).tobytes())
     return a
 
+# %% ../nbs/00ab_dicom.ipynb #128cc48f
 def stored_values(
     ds, # pydicom `Dataset` of a film
 ) -> np.ndarray: # its stored values

@@ -46,7 +46,8 @@ def fit_film(
     return out
 
 # %% ../nbs/00b_films.ipynb #f17a5e13
-_inner = (AttributeError, LookupError, TypeError, struct.error, AssertionError, UnicodeError, NotImplementedError, SyntaxError, OverflowError)
+_inner = (AttributeError, LookupError, TypeError, struct.error, AssertionError, UnicodeError,
+          NotImplementedError, SyntaxError, OverflowError)
 
 def _why(e):
     "What is wrong with a film, in one line"

@@ -180,12 +180,15 @@ def check_jpeg_header(
     w:int, # width that it must have, pixels
     h:int, # height that it must have, pixels
     channels:int, # channels that it must have
+    bits:int=8, # most bits a value that it may have
 ):
     "Refuse a JPEG whose header contradicts itself or what is said of it"
     segments, tables = jpeg_segments(data), set()
     frame = code, head = jpeg_scans(segments)[0]
     sizes = head[1:6] == h.to_bytes(2, 'big') + w.to_bytes(2, 'big') + bytes([channels]) and len(head) == 6 + 3 * channels
-    agrees = sizes and all(1 <= o >> 4 <= 4 and 1 <= o & 15 <= 4 for o in head[7::3])
+    joined = data[2:3] == b'\xff' and all(o[2] == o[3] for o in segments if o[0] != 0xDA)
+    depths = {0xC0: [8], 0xC1: range(8, 17), 0xC2: [8, 12], 0xC3: range(2, 17)}.get(code, [])
+    agrees = sizes and joined and head[0] in depths and head[0] <= bits and all(1 <= o >> 4 <= 4 and 1 <= o & 15 <= 4 for o in head[7::3])
     for kind, body, *_ in segments:
         if kind in (0xDB, 0xC4): tables |= _tables(kind, body)
         if kind == 0xDA: agrees &= _scan_agrees(frame, body, tables) and (code == 0xC3 or {(0xDB, o) for o in head[8::3]} <= tables)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin
 
@@ -18,13 +18,7 @@ from cxrlg.core import DataError
 from cxrlg.films import read_film
 from cxrlg.pictures import check_jpeg, check_jpeg_header, read_picture
 
-SAME = settings(
-    derandomize=True,
-    deadline=None,
-    database=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+SAME = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 
 
 def film(n=160, seed=1):
@@ -173,13 +167,9 @@ def test_holes_in_a_jpeg(tmp_path, name):
 
 # ---- intact films that are out of the ordinary
 
-
 @pytest.mark.parametrize('grey', [0, 1, 89, 90, 91, 127, 128, 129, 255])
-@pytest.mark.parametrize(
-    'options',
-    [dict(), dict(optimize=True), dict(progressive=True), dict(restart_marker_rows=1), dict(quality=100)],
-    ids=str,
-)
+@pytest.mark.parametrize('options', [dict(), dict(optimize=True), dict(progressive=True), dict(restart_marker_rows=1), dict(quality=100)],
+                         ids=str)
 def test_flat_jpegs_are_whole(tmp_path, grey, options, lenient):
     "Grey where a decoder gives grey for what is missing, and long runs of zeros in the data"
     for shape in ((300, 700), (9, 13), (8, 8)):
@@ -244,16 +234,8 @@ def test_a_note_behind_the_pixels(tmp_path):
     assert np.array_equal(read(tmp_path / 'a.png', data[:-12] + chunk(b'zTXt', b'history\0\0' + LONG) + data[-12:], 160), film())
 
 
-TURNS = {
-    1: film(),
-    3: np.rot90(film(), 2),
-    6: np.rot90(film(), -1),
-    8: np.rot90(film()),
-    2: film()[:, ::-1],
-    4: film()[::-1],
-    5: film().T,
-    7: np.rot90(film(), 2).T,
-}
+TURNS = {1: film(), 3: np.rot90(film(), 2), 6: np.rot90(film(), -1), 8: np.rot90(film()),
+         2: film()[:, ::-1], 4: film()[::-1], 5: film().T, 7: np.rot90(film(), 2).T}
 
 
 @pytest.mark.parametrize('turn', TURNS)
@@ -303,16 +285,13 @@ def test_headers_of_whole_jpegs_agree():
     for name in JPEGS: check_jpeg_header(jpeg(name), 160, 160, {'RGB': 3, 'progressive RGB': 3, 'CMYK': 4}.get(name, 1))
 
 
-@pytest.mark.parametrize(
-    'old, new',
-    [
-        (b'\xff\xdb', b'\xff\xeb'),
-        (b'\xff\xc4', b'\xff\xe4'),
-        (b'\xff\xda\x00\x08\x01\x01\x00', b'\xff\xda\x00\x08\x01\x07\x00'),
-        (b'\xff\xda\x00\x08\x01\x01\x00', b'\xff\xda\x00\x08\x01\x01\x33'),
-        (b'\xff\xdb\x00\x43\x00', b'\xff\xdb\x00\x43\x05'),
-    ],
-)
+CONTRARY = [
+    (b'\xff\xdb', b'\xff\xeb'), (b'\xff\xc4', b'\xff\xe4'), (b'\xff\xdb\x00\x43\x00', b'\xff\xdb\x00\x43\x05'),
+    (b'\xff\xda\x00\x08\x01\x01\x00', b'\xff\xda\x00\x08\x01\x07\x00'), (b'\xff\xda\x00\x08\x01\x01\x00', b'\xff\xda\x00\x08\x01\x01\x33'),
+]
+
+
+@pytest.mark.parametrize('old, new', CONTRARY)
 def test_a_header_that_contradicts_itself(old, new):
     assert old in jpeg('L')
     with pytest.raises(OSError, match='its header contradicts itself'): check_jpeg_header(jpeg('L').replace(old, new), 160, 160, 1)
