@@ -13,6 +13,7 @@ import os
 import unicodedata
 import warnings
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ from .readers import READERS as _readers
 
 # %% ../nbs/00_data.ipynb #22c72cf0
 _all_ = ['CHEXPERT', 'NIH', 'FILM_SUFFIXES', 'register_reader']
+
+def __getattr__(name):
+    "Films and batches have pages of their own; what a notebook has imported from here is loaded from there"
+    room = dict(read_film='films', PixelCache='films', fold_dls='batches').get(name)
+    if room is None: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'cxrlg.{room}'), name)
 
 # %% ../nbs/00_data.ipynb #9d180ebe
 def _tidy(name):
@@ -359,7 +366,7 @@ def audit(
     table, # table of films
     root=None, # folder of the films; None: look at the table alone
     pixels=None, # `PixelCache` of the table: look at its films instead of the files
-    read=None, # decoder of the files, `(path, size)` to uint8 [size, size] or a `DataError`: `read_film`
+    read=None, # decoder of the files, `(path, size)` to uint8 [size, size] or a `DataError`; default `read_film`
     picture=None, # path of a PNG that shows the odd films; never written unless asked for
     n_jobs:int=None, # threads that decode; default one a core
     progress:bool=True, # show a progress bar?
@@ -389,7 +396,7 @@ def _films(table, root, pixels, read):
     "A function of row and size that gives a film, or None where there is no way to its pixels"
     if pixels is not None: return lambda i, size: pixels[i]
     if root is None: return None
-    if read is None: raise DataError('audit with root= looks at the films: give read=read_film (of cxrlg.films), or pixels=')
+    read = read or import_module('cxrlg.films').read_film
     return lambda i, size: read(os.path.join(root, table.image[i]), size)
 
 def _odd_films(film, problems, path, most=24):
