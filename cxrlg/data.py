@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import math
 import os
+import sys
 import unicodedata
 import warnings
 from functools import partial
@@ -89,9 +90,18 @@ def _elsewhere(name, root):
     return (f': under another folder or suffix there is {same[0]}; list it so, '
             f'or give {(root / same[0]).parent} as the folder of the films, and the list by its full path')
 
+def _check_locale(images):
+    "Refuse names that this process cannot ask the disk for"
+    for name in images[~images.map(str.isascii)]:
+        try: os.fsencode(name)
+        except UnicodeEncodeError:
+            raise DataError(f'the locale ({sys.getfilesystemencoding()}) has no way to name the film {ascii(name)}: '
+                            'set LC_ALL=C.UTF-8, or PYTHONUTF8=1') from None
+
 def _locate(table, root, folders=None):
     "Replace listed names by the files there are (matched by name when `folders` is given), and drop the rows without a file"
     listings, first = {}, table.image.iloc[0]
+    _check_locale(table.image)
     if folders is not None: found = _match_files(table.image, root, folders)
     else: found = table.image.map(lambda o: _find_file(root, o, listings))
     there = found.notna()
