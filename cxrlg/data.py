@@ -10,9 +10,11 @@ import hashlib
 import inspect
 import math
 import os
+import sys
 import unicodedata
 import warnings
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,12 @@ from .readers import READERS as _readers
 
 # %% ../nbs/00_data.ipynb #22c72cf0
 _all_ = ['CHEXPERT', 'NIH', 'FILM_SUFFIXES', 'register_reader']
+
+def __getattr__(name):
+    "Films and batches have pages of their own; what a notebook has imported from here is loaded from there"
+    room = dict(read_film='films', PixelCache='films', fold_dls='batches').get(name)
+    if room is None: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'cxrlg.{room}'), name)
 
 # %% ../nbs/00_data.ipynb #9d180ebe
 def _tidy(name):
@@ -82,9 +90,18 @@ def _elsewhere(name, root):
     return (f': under another folder or suffix there is {same[0]}; list it so, '
             f'or give {(root / same[0]).parent} as the folder of the films, and the list by its full path')
 
+def _check_locale(images):
+    "Refuse names that this process cannot ask the disk for"
+    for name in images[~images.map(str.isascii)]:
+        try: os.fsencode(name)
+        except UnicodeEncodeError:
+            raise DataError(f'the locale ({sys.getfilesystemencoding()}) has no way to name the film {ascii(name)}: '
+                            'set LC_ALL=C.UTF-8, or PYTHONUTF8=1') from None
+
 def _locate(table, root, folders=None):
     "Replace listed names by the files there are (matched by name when `folders` is given), and drop the rows without a file"
     listings, first = {}, table.image.iloc[0]
+    _check_locale(table.image)
     if folders is not None: found = _match_files(table.image, root, folders)
     else: found = table.image.map(lambda o: _find_file(root, o, listings))
     there = found.notna()
@@ -359,7 +376,7 @@ def audit(
     table, # table of films
     root=None, # folder of the films; None: look at the table alone
     pixels=None, # `PixelCache` of the table: look at its films instead of the files
-    read=None, # decoder of the files, `(path, size)` to uint8 [size, size] or a `DataError`: `read_film`
+    read=None, # decoder of the files, `(path, size)` to uint8 [size, size] or a `DataError`; default `read_film`
     picture=None, # path of a PNG that shows the odd films; never written unless asked for
     n_jobs:int=None, # threads that decode; default one a core
     progress:bool=True, # show a progress bar?
@@ -389,7 +406,7 @@ def _films(table, root, pixels, read):
     "A function of row and size that gives a film, or None where there is no way to its pixels"
     if pixels is not None: return lambda i, size: pixels[i]
     if root is None: return None
-    if read is None: raise DataError('audit with root= looks at the films: give read=read_film (of cxrlg.films), or pixels=')
+    read = read or import_module('cxrlg.films').read_film
     return lambda i, size: read(os.path.join(root, table.image[i]), size)
 
 def _odd_films(film, problems, path, most=24):

@@ -1,6 +1,9 @@
 "Readers: text as it is written, what is cut off or misspelt by name, and the ways in which data sets lose labels and films"
 import csv
 import io
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import ROOT
 from cxrlg.core import DataError, film_key, labels_of
 from cxrlg.data import CHEXPERT, audit, read_table
 from cxrlg.readers import film_stem, read_csv, years
@@ -185,6 +189,17 @@ def test_audit_of_one_film_under_two_spellings(table):
         )
     )
     assert got['image twice, other labels'] == [0, 1] and got['image twice'] == [2, 3]
+
+
+@pytest.mark.parametrize('locale, read', [({}, True), (dict(PYTHONUTF8='0', PYTHONCOERCECLOCALE='0'), False)])
+def test_an_ascii_locale(tmp_path, locale, read):
+    write_films(tmp_path, ['\u00e9.png', 'b.png'])
+    write_rows(tmp_path, ['\u00e9.png,M\u00fcller,0,1', 'b.png,p,1,0'])
+    code = "import sys; from cxrlg.data import read_table; print(len(read_table('csv', sys.argv[1], labels=['Edema', 'Mass'], verbose=False)))"
+    env = os.environ | dict(LC_ALL='C', PYTHONPATH=str(ROOT)) | locale
+    out = subprocess.run([sys.executable, '-c', code, str(tmp_path)], env=env, capture_output=True, text=True)
+    if read: assert out.stdout == '2\n', out.stderr
+    else: assert 'DataError: the locale (ascii) has no way to name the film' in out.stderr.replace('utf-8', 'ascii')
 
 
 # ---- one patient
