@@ -85,37 +85,7 @@ def _strength(y, e, m, of, rounds=30):
         if abs(by.sum() / information) < 1e-6: break
     return t, by / information
 
-# %% ../nbs/06fa_evidence.ipynb #b2762aed
-def evidence_test(
-    targets, # [n, L] 1 present, 0 absent, NaN unknown
-    logits, # [n, L] or [S, n, L] out-of-fold logits, a layer a seed
-    patients, # [n] patient of each film
-    folds, # [n] fold of each film
-    prior=None, # [m, L] labels of other patients, findings in the same order; by default those of the other folds
-    degree:int=1, # of the calibration: 1 linear, 2 quadratic
-    min_pos:int=30, # fewest positives and negatives of a finding that is judged
-    draws:int=20, # sets of logits that share nothing
-    n_boot:int=1000, # bootstrap replicates of the patients
-    level:float=.95, # confidence level
-    seed:int=0, # random seed
-)->pd.DataFrame: # `value low high` of `own added separate shortfall`, and of `strength` with the same; attrs: `judged`
-    "What adding the other findings' evidence does to a study's logits, and to logits that share nothing"
-    y, z, folds, of = _checked_study(targets, logits, patients, folds, degree)
-    judged = [j for j, c in enumerate(y.T) if min((c == 1).sum(), (c == 0).sum()) >= min_pos]
-    if len(judged) < 2: raise DataError(f'{len(judged)} findings have {min_pos} positives and negatives: two are needed; lower min_pos')
-    known, rng = _priors(prior, y, folds), np.random.default_rng(seed)
-    layers = [('study', x) for x in z] + [('separate', separated(z[d % len(z)], y, folds, rng)) for d in range(draws)]
-    scores, strengths = {}, {}
-    for kind, x in layers:
-        e = _own_evidence(y, x, folds, degree)
-        m = _message(e, known, folds)
-        for name, s in dict(own=e, all=e + m).items(): scores.setdefault((kind, name), []).append(s[:, judged])
-        strengths.setdefault(kind, []).append(_strength(*(a[:, judged] for a in (y, e, m)), of))
-    aucs = {k: _macro(y[:, judged], s, patients, folds, n_boot, seed) for k, s in scores.items()}
-    out = pd.concat([_changes(aucs, level), _factors(strengths, level)])
-    out.attrs['judged'] = judged
-    return out
-
+# %% ../nbs/06fa_evidence.ipynb #8ec57a53
 def _checked_study(targets, logits, patients, folds, degree):
     (y, _), z, folds = check_labels(targets), np.asarray(logits, float), np.asarray(folds)
     z = z[None] if z.ndim == 2 else z
@@ -152,3 +122,34 @@ def _factors(strengths, level):
     rows, z = dict(strength=mean['study'], strength_separate=mean['separate'], strength_shortfall=lack), ndtri((1 + level) / 2)
     return pd.DataFrame({k: [t, t - z * np.sqrt(by @ by), t + z * np.sqrt(by @ by)] for k, (t, by) in rows.items()},
                         ['value', 'low', 'high']).T
+
+# %% ../nbs/06fa_evidence.ipynb #b2762aed
+def evidence_test(
+    targets, # [n, L] 1 present, 0 absent, NaN unknown
+    logits, # [n, L], or [S, n, L] for S seeds: out-of-fold logits
+    patients, # [n] patient of each film
+    folds, # [n] fold of each film
+    prior=None, # [m, L] labels of other patients, findings in the same order; by default those of the other folds
+    degree:int=1, # of the calibration: 1 linear, 2 quadratic
+    min_pos:int=30, # fewest positives and negatives of a finding that is judged
+    draws:int=20, # sets of logits that share nothing
+    n_boot:int=1000, # bootstrap replicates of the patients
+    level:float=.95, # confidence level
+    seed:int=0, # random seed
+)->pd.DataFrame: # `value low high` of `own added separate shortfall`, and of `strength` with the same; attrs: `judged`
+    "What adding the other findings' evidence does to a study's logits, and to logits that share nothing"
+    y, z, folds, of = _checked_study(targets, logits, patients, folds, degree)
+    judged = [j for j, c in enumerate(y.T) if min((c == 1).sum(), (c == 0).sum()) >= min_pos]
+    if len(judged) < 2: raise DataError(f'{len(judged)} findings have {min_pos} positives and negatives: two are needed; lower min_pos')
+    known, rng = _priors(prior, y, folds), np.random.default_rng(seed)
+    layers = [('study', x) for x in z] + [('separate', separated(z[d % len(z)], y, folds, rng)) for d in range(draws)]
+    scores, strengths = {}, {}
+    for kind, x in layers:
+        e = _own_evidence(y, x, folds, degree)
+        m = _message(e, known, folds)
+        for name, s in dict(own=e, all=e + m).items(): scores.setdefault((kind, name), []).append(s[:, judged])
+        strengths.setdefault(kind, []).append(_strength(*(a[:, judged] for a in (y, e, m)), of))
+    aucs = {k: _macro(y[:, judged], s, patients, folds, n_boot, seed) for k, s in scores.items()}
+    out = pd.concat([_changes(aucs, level), _factors(strengths, level)])
+    out.attrs['judged'] = judged
+    return out

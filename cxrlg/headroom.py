@@ -120,7 +120,8 @@ def _separations(auc, n_labels):
         raise DataError(f'auc={auc!r} is no AUC: give one number, or one for each of the {n_labels} findings') from None
     bad = ~((auc >= .5) & (auc <= 1))
     if bad.any():
-        raise DataError(f"auc={auc[bad][0]:g} of finding {np.argmax(bad)}: own evidence has an AUC from 0.5 (none) to 1; below 0.5, turn its sign")
+        what = 'own evidence has an AUC from 0.5 (none) to 1; below 0.5, turn its sign'
+        raise DataError(f'auc={auc[bad][0]:g} of finding {np.argmax(bad)}: {what}')
     return np.sqrt(2) * ndtri(np.minimum(auc, 1 - 1e-9))
 
 def draw_evidence(
@@ -194,13 +195,13 @@ def headroom(
     n_boot:int=200, # bootstrap replicates of the patients; 0: no interval
     level:float=.95, # confidence level
     seed:int=0, # random seed
-)->pd.DataFrame: # a row a finding, then `macro`: `own ceiling gain`, with replicates `low high chance`, and `mc_error`
+)->pd.DataFrame: # a row a finding, then `macro`: `own ceiling gain mc_error`; with replicates `low high chance`
     "The most that the other findings' evidence can add to the AUC of each finding"
     known, code, share = _rows_of(labels)
     check_known(judged or [], known.names, 'finding')
     _separations(auc, len(known.names))
     both = np.ptp(known.rows, axis=0) > 0
-    if not both.any(): raise DataError('no finding is present in some films and absent in others: there is nothing to tell apart')
+    if not both.any(): raise DataError('no finding is present in some films and absent in others: nothing to tell apart')
     proposal, rng, points, moves = _proposal(known.rows, known.weights, both), np.random.default_rng(seed), [], []
     drawn = _patient_rows(code, share, patients, n_boot, seed)
     for b in range(max(n_sim // _BATCH, 10)):
@@ -214,6 +215,12 @@ def _with_macro(x, on):
     "Append the mean over the judged findings along the last axis but one"
     return np.concatenate([x, known_mean(x[..., on, :], -2)[..., None, :]], axis=-2)
 
+def _interval(gain, moved, level):
+    "Of the gain less what chance adds to it; on the scale of the root, where the error does not grow with the gain"
+    root = np.sqrt(np.maximum(gain[:, None] + moved, 0))
+    centre, apart = np.sqrt(np.maximum(gain - moved.mean(1), 0)), root - root.mean(1, keepdims=True)
+    return [np.maximum(centre + np.quantile(apart, q, axis=1), 0)**2 for q in ((1 - level) / 2, (1 + level) / 2)]
+
 def _headroom_table(names, judged, points, moves, level):
     on = [names.index(n) for n in judged]
     each = _with_macro(np.moveaxis(points, 0, 2), on) # [2, L + 1, batches]
@@ -221,8 +228,8 @@ def _headroom_table(names, judged, points, moves, level):
     out = pd.DataFrame(dict(own=each[1].mean(1), ceiling=each[0].mean(1), gain=gain.mean(1)), index=[*names, 'macro'])
     if len(moves):
         moved = _with_macro(moves.mean(0), on)
-        low, high = (out.gain + np.quantile(moved, q, axis=1) - 2 * moved.mean(1) for q in ((1 - level) / 2, (1 + level) / 2))
-        out = out.assign(low=low.clip(lower=0), high=high.clip(lower=0), chance=moved.mean(1))
+        low, high = _interval(out.gain.to_numpy(), moved, level)
+        out = out.assign(low=low, high=high, chance=moved.mean(1))
     return out.assign(mc_error=gain.std(1, ddof=1) / np.sqrt(gain.shape[1]))
 
 # %% ../nbs/06f_headroom.ipynb #e667ac73

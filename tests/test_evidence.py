@@ -79,9 +79,8 @@ def test_the_strength_counts_patients():
     rng = np.random.default_rng(0)
     e, m = rng.normal(size=(2, 1500, 3))
     y = (rng.random(e.shape) < 1 / (1 + np.exp(1 - e - .5 * m))).astype(float)
-    (t, by), (same, patients) = _strength(y, e, m, np.arange(1500)), _strength(
-        *(np.repeat(x, 4, axis=0) for x in (y, e, m)), np.repeat(np.arange(1500), 4)
-    )
+    t, by = _strength(y, e, m, np.arange(1500))
+    same, patients = _strength(*(np.repeat(x, 4, axis=0) for x in (y, e, m)), np.repeat(np.arange(1500), 4))
     assert abs(t - .5) < 4 * np.sqrt(by @ by) and abs(t - same) < 1e-4
     assert abs(np.sqrt(patients @ patients) / np.sqrt(by @ by) - 1) < 1e-3
 

@@ -103,11 +103,17 @@ def test_the_monte_carlo_error_is_what_seeds_differ_by():
 
 
 def test_the_interval_covers_the_films_that_were_not_drawn():
-    "Tables of 300 films: the interval holds the ceiling of all films in nearly all of them"
-    everyone = headroom(coupled(200_000), .8, n_boot=0).gain['macro']
-    tables = [headroom(coupled(300, seed=s), .8, n_sim=5000, n_boot=40).loc['macro'] for s in range(1, 21)]
+    "Tables of 1,000 films: the interval holds the ceiling of all films in nearly all of them"
+    everyone = headroom(coupled(200_000, 2), .8, n_boot=0).gain['macro']
+    tables = [headroom(coupled(1000, 2, seed=s), .8, n_sim=5000, n_boot=60).loc['macro'] for s in range(1, 31)]
     assert np.mean([t.low <= everyone <= t.high for t in tables]) > .8
     assert np.mean([t.chance for t in tables]) > 0
+
+
+def test_the_interval_of_independent_findings_reaches_zero():
+    rng = np.random.default_rng(0)
+    tables = [headroom((rng.random((300, 2)) < .3).astype(float), .8, n_sim=5000, n_boot=60).loc['macro'] for _ in range(20)]
+    assert np.mean([t.low < 1e-4 for t in tables]) > .8
 
 
 def test_patients_are_drawn_and_not_films():
