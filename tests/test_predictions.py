@@ -64,7 +64,8 @@ def test_tables_are_those_of_the_statistics_called_by_hand(films):
     pair = paired_bootstrap(rows[1], rows[2], rows[3], rows[0].patient, rows[0].fold, n_boot=100).loc['macro']
     arms = t['arms'].set_index('arm')
     assert list(arms.index) == ['old', 'new'] and study.reference == 'old'
-    np.testing.assert_allclose(arms.loc['old', ['mean', 'low', 'high']].astype(float), one[['auc', 'low', 'high']].astype(float), rtol=1e-12)
+    np.testing.assert_allclose(arms.loc["old", ["mean", "low", "high"]].astype(float), one[["auc", "low", "high"]].astype(float),
+                               rtol=1e-12)
     np.testing.assert_allclose(arms.loc['new', ['change', 'change_low', 'change_high']].astype(float),
                                pair[['change', 'low', 'high']].astype(float), rtol=1e-12)
 
