@@ -183,13 +183,13 @@ def _largest_gaps(t, n=20):
     if not len(t): return t
     return _with_interval(t.sort_values(['p_holm', 'p'], kind='stable').head(n), 'gap', sign='+')
 
+# %% ../nbs/06e_report.ipynb #50d6d55f
 def _with_shares(points):
     "Operating points with the interval of each share beside it"
     for share in [c.removesuffix('_low') for c in points if c.endswith('_low')]:
         points = _with_interval(points, share, f'{share}_low', f'{share}_high')
     return points
 
-# %% ../nbs/06e_report.ipynb #50d6d55f
 def _tables_to_show(study, tables, best, audit):
     "Every table of the page as the template takes it"
     scale, groups = tables['scale'], tables['subgroups']

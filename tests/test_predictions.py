@@ -64,9 +64,8 @@ def test_tables_are_those_of_the_statistics_called_by_hand(films):
     pair = paired_bootstrap(rows[1], rows[2], rows[3], rows[0].patient, rows[0].fold, n_boot=100).loc['macro']
     arms = t['arms'].set_index('arm')
     assert list(arms.index) == ['old', 'new'] and study.reference == 'old'
-    np.testing.assert_allclose(
-        arms.loc['old', ['mean', 'low', 'high']].astype(float), one[['auc', 'low', 'high']].astype(float), rtol=1e-12
-    )
+    np.testing.assert_allclose(arms.loc["old", ["mean", "low", "high"]].astype(float), one[["auc", "low", "high"]].astype(float),
+                               rtol=1e-12)
     np.testing.assert_allclose(arms.loc['new', ['change', 'change_low', 'change_high']].astype(float),
                                pair[['change', 'low', 'high']].astype(float), rtol=1e-12)
 
@@ -115,15 +114,8 @@ def test_packed_and_parquet(films, tmp_path):
     for name in ('p.csv.gz', 'q.parquet'): same(read(tmp_path/name, tmp_path/'labels.csv'), a)
 
 
-@pytest.mark.parametrize(
-    'as_written',
-    [
-        lambda v: v.map({1: 'True', 0: 'False'}),
-        lambda v: v.map({1: '1.0', 0: '0.0'}),
-        lambda v: v.astype(bool),
-        lambda v: v.astype('Int64'),
-    ],
-)
+@pytest.mark.parametrize('as_written', [lambda v: v.map({1: 'True', 0: 'False'}), lambda v: v.map({1: '1.0', 0: '0.0'}), lambda v: v.astype(bool),
+                                        lambda v: v.astype('Int64')])
 def test_labels_as_they_are_written(films, tmp_path, as_written):
     labels, a, _ = films
     written = labels.assign(**{l: as_written(labels[l]) for l in LABELS})
@@ -175,9 +167,7 @@ def test_a_competition_submission_against_its_training_labels(tmp_path):
     y, z, patients = simulate(60, [.3] * 14, [1.5] * 14)
     names = [f'{p:05d}_1_{i}.jpg' for i, p in enumerate(patients)]
     pd.DataFrame(dict(Image_name=names)).join(pd.DataFrame(expit(z), columns=CHEXPERT)).to_csv(tmp_path/'submission.csv', index=False)
-    pd.DataFrame(dict(Image_name=names, Sex='Male', Age=50)).join(pd.DataFrame(y, columns=CHEXPERT)).to_csv(
-        tmp_path / 'train.csv', index=False
-    )
+    pd.DataFrame(dict(Image_name=names, Sex='Male', Age=50)).join(pd.DataFrame(y, columns=CHEXPERT)).to_csv(tmp_path/'train.csv', index=False)
     study = read(tmp_path/'submission.csv', tmp_path/'train.csv')
     assert study.labels == CHEXPERT and any('as Grand X-Ray Slam writes them' in n for n in study.notes)
     assert study.films(study.folds).patient.nunique() == len(set(patients))
@@ -254,11 +244,7 @@ def test_probabilities_beside_logits(films):
 
 def test_scores_that_are_none(films):
     labels, a, _ = films
-    refused(
-        "Edema is 'high' for images/f002.png: a score is a number",
-        a.assign(Edema=a.Edema.astype(object).where(a.index != 2, 'high')),
-        labels,
-    )
+    refused("Edema is 'high' for images/f002.png: a score is a number", a.assign(Edema=a.Edema.astype(object).where(a.index != 2, 'high')), labels)
     refused('cannot be judged', a.assign(Edema=a.Edema.where(a.index != 2)), labels)
 
 
