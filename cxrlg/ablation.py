@@ -15,15 +15,16 @@ import numpy as np
 import pandas as pd
 from fastcore.script import Param, call_parse
 from scipy.special import expit
-from scipy.stats import norm
+from scipy.stats import t as student
 
-from .core import DataError, read_yaml, runs_dir
+from .core import DataError, check_known, read_yaml, runs_dir
 from .corrections import Outputs
-from .eval import holm, paired_bootstrap, verdict
+from .eval import ADJUSTED, bootstrap, holm, label_statistics, paired_bootstrap, verdict
 from .kept import oof_logits
 from .power import paired_error
 from .results import read_study
 from .study import StudyError, expand, read_config, run_study
+from .tables import layer_said
 
 # %% ../nbs/07a_ablation.ipynb #e6be7808
 def _mapping(value, what, path):
@@ -120,7 +121,8 @@ def _out_of_fold(path, full=None):
     if full and (list(films[same]) != list(full['films']) or not films[same].equals(full['films'])):
         raise DataError(f'{path} was trained on other films or targets than {full["path"]}: they cannot be compared')
     if full and grid[0] != full['seeds']: raise DataError(f'{path} has the seeds {grid[0]} and {full["path"]} {full["seeds"]}: finish both')
-    return dict(path=path, films=films[same], folds=films.fold.to_numpy(), seeds=grid[0], labels=study.labels, logits=logits)
+    graph = any(c['couplings'] is not None for c in study.cells.values())
+    return dict(path=path, films=films[same], folds=films.fold.to_numpy(), seeds=grid[0], labels=study.labels, logits=logits, graph=graph)
 
 def ablation_outputs(
     folder, # folder of the studies
@@ -131,16 +133,72 @@ def ablation_outputs(
     full = _out_of_fold(Path(folder)/f'{name}_full')
     others = {v: _out_of_fold(Path(folder)/f'{name}_{v}', full) for v in variants}
     arms = {v: o['logits']('tta') for v, o in others.items()} | dict(no_flip=full['logits']('plain'))
+    before = {v: o['logits']('before') for v, o in others.items() if o['graph']}
     targets = full['films'][[f'y:{l}' for l in full['labels']]]
-    out = Outputs(targets, full['logits']('tta'), full['films'].patient, full['folds'], full['labels'], arms)
+    out = Outputs(targets, full['logits']('tta'), full['films'].patient, full['folds'], full['labels'], arms, before=before)
     return out, {v: o['folds'] for v, o in others.items() if (o['folds'] != full['folds']).any()}
 
 # %% ../nbs/07a_ablation.ipynb #a2ffba20
-def _verdict(change, se, margin):
-    "Equivalent by the 90 % interval, else better or worse by the 95 % one, both with the noise of training; empty where that is not known"
-    if not np.isfinite(se): return ''
-    narrow, wide = ((change - q*se, change + q*se) for q in norm.ppf([.95, .975]))
-    return verdict(change, wide, narrow, margin)
+def _test(change, se, df, margin):
+    "Two-sided p of no change, p of the test for equivalence, and the 95 % and 90 % intervals, by Student's t"
+    def interval(level): return change + se * student.ppf(np.array([1 - level, 1 + level]) / 2, df)
+    if se == 0: return float(change == 0), float(abs(change) >= margin), (change, change), (change, change)
+    p = 2 * student.sf(abs(change) / se, df)
+    return p, student.sf((margin - abs(change)) / se, df), interval(.95), interval(.9)
+
+class _Variants:
+    "Scores of a set's variants on the findings that are judged, beside `full`"
+    def __init__(self, out, folds, min_pos, n_boot, seed):
+        self.use = [j for j, y in enumerate(out.targets.T) if min((y == 1).sum(), (y == 0).sum()) >= min_pos]
+        if not self.use: raise DataError(f'no finding has {min_pos} positives and negatives: lower min_pos')
+        if unknown := set(folds or {}) - set(out.arms):
+            raise DataError(f'folds are given for {min(unknown)}, which is no variant: {", ".join(out.arms)}')
+        self.out, self.folds, self.n_boot, self.seed = out, folds or {}, n_boot, seed
+        self.y, self.names, self.S = out.targets[:, self.use], [out.labels[j] for j in self.use], len(out.logits)
+
+    def scores(self, v): return expit((self.out.logits if v == 'full' else self.out.arms[v])[..., self.use])
+
+    def pair(self, v, seeds=slice(None), n=None):
+        "Paired row of the macro AUC against `full`"
+        both = (self.scores(x)[seeds] for x in ('full', v))
+        how = dict(seed=self.seed, folds_b=self.folds.get(v))
+        n = self.n_boot if n is None else n
+        return paired_bootstrap(self.y, *both, self.out.patients, self.out.folds, self.names, n, **how).loc['macro']
+
+    def error(self, v):
+        "Standard error of the change with the noise of training in it; None for one seed"
+        if self.S < 2: return None
+        both = (self.scores(x) for x in ('full', v))
+        how = dict(n_boot=self.n_boot, seed=self.seed, folds_b=self.folds.get(v))
+        return paired_error(self.y, *both, self.out.patients, self.out.folds, self.names, **how)
+
+    def own_change(self, v):
+        "The layer's own change of the macro AUC: after minus before the graph; NaN without one"
+        if v not in self.out.before: return np.nan
+        fold = self.folds.get(v, self.out.folds)
+        def macro(z):
+            found = bootstrap(self.y, z[..., self.use], self.out.patients, fold, 'auc', 0, labels=self.names)
+            return label_statistics(found)[0, -1]
+        return macro(self.out.arms[v]) - macro(self.out.before[v])
+
+# %% ../nbs/07a_ablation.ipynb #d4b7f182
+def _row(variants, v, margin):
+    "A row of the table, without its verdict"
+    t, error, own = variants.pair(v), variants.error(v), variants.own_change(v)
+    row = dict(variant=v, auc=t.b, own_change=own, layer=layer_said(own), change=t.change, low=t.low, high=t.high)
+    if error is None: return row | dict.fromkeys(('seed_sd', 'se', 'df', 'p'), np.nan)
+    each = [variants.pair(v, slice(s, s + 1), 0).change for s in range(variants.S)]
+    p, p_equal, wide, narrow = _test(t.change, error.se(), error.df(), margin)
+    return row | dict(seed_sd=np.std(each, ddof=1), se=error.se(), df=error.df(), p=p, p_equal=p_equal, wide=wide, narrow=narrow)
+
+def _judged(t, margin, adjusted):
+    "Verdicts of the variants, and how they were adjusted; empty where the noise of training is not known"
+    if t.se.isna().all(): return t.assign(verdict='', adjusted=ADJUSTED[adjusted])
+    if adjusted == 'holm':
+        t = t.assign(p_holm=holm(t.p), verdict=verdict(t.change, t.p, t.p_equal, adjusted='holm'))
+    else:
+        t = t.assign(verdict=verdict(t.change, np.stack(t.wide), np.stack(t.narrow), margin))
+    return t.drop(columns=['p_equal', 'wide', 'narrow']).assign(adjusted=ADJUSTED[adjusted])
 
 def ablation_table(
     out:Outputs, # logits of `full`, an arm a variant, from `ablation_outputs`
@@ -149,27 +207,15 @@ def ablation_table(
     margin:float=0.005, # equivalence margin of the macro AUC
     n_boot:int=2000, # bootstrap replicates
     seed:int=0, # random seed of the bootstrap
-) -> pd.DataFrame: # a row a variant: `auc`, `change`, `low`, `high`; with several seeds `seed_sd`, `se`, `p`, `p_holm`, `verdict`
+    adjusted:str='none', # verdicts of each variant by itself ('none'), or by Holm over the variants ('holm')
+) -> pd.DataFrame: # a row a variant: `auc`, `own_change`, `layer`, `change`, `low`, `high`; with several seeds `se`, `df`, `p`, `verdict`
     "What each variant changes in the macro AUC, paired with `full` over patients"
-    use = [j for j, y in enumerate(out.targets.T) if min((y == 1).sum(), (y == 0).sum()) >= min_pos]
-    if not use: raise DataError(f'no finding has {min_pos} positives and negatives: lower min_pos')
-    y, names = out.targets[:, use], [out.labels[j] for j in use]
-    p = {v: expit(z[..., use]) for v, z in {'full': out.logits, **out.arms}.items()}
-    S = len(out.logits)
-    if unknown := set(folds or {}) - set(out.arms):
-        raise DataError(f'folds are given for {min(unknown)}, which is no variant: {", ".join(out.arms)}')
-    def pair(v, s=slice(None), n=n_boot):
-        how = dict(seed=seed, folds_b=(folds or {}).get(v))
-        return paired_bootstrap(y, p['full'][s], p[v][s], out.patients, out.folds, names, n, **how).loc['macro']
-    def row(v):
-        t, each = pair(v), [pair(v, s=slice(s, s + 1), n=0).change for s in range(S)]
-        error = (y, p['full'], p[v], out.patients, out.folds, names, n_boot, seed)
-        se = paired_error(*error, folds_b=(folds or {}).get(v)).se() if S > 1 else np.nan
-        return dict(variant=v, auc=t.b, change=t.change, low=t.low, high=t.high, seed_sd=np.std(each, ddof=1) if S > 1 else np.nan, se=se,
-                    p=2*norm.sf(abs(t.change)/se) if se > 0 else np.nan, verdict=_verdict(t.change, se, margin))
-    table = pd.DataFrame([dict(variant='full', auc=pair('full', n=0).b), *map(row, out.arms)])
-    table.insert(table.columns.get_loc('p') + 1, 'p_holm', holm(table.p))
-    return table.set_index('variant')
+    check_known([adjusted], ADJUSTED, 'adjustment')
+    variants = _Variants(out, folds, min_pos, n_boot, seed)
+    table = _judged(pd.DataFrame([_row(variants, v, margin) for v in out.arms]), margin, adjusted)
+    full = pd.DataFrame([dict(variant='full', auc=variants.pair('full', n=0).b)])
+    table = pd.concat([full, table]).set_index('variant')
+    return table.assign(**{c: table[c].fillna('') for c in ('layer', 'verdict', 'adjusted')})
 
 # %% ../nbs/07a_ablation.ipynb #de85f1c5
 def plot_ablation(

@@ -15,7 +15,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.torch_core import default_device
 
-from .core import DataError, few, labels_of
+from .core import DataError, check_labels, few, labels_of
 
 # %% ../nbs/00c_batches.ipynb #3952736e
 def _rng(seed, epoch, batch):
@@ -168,7 +168,7 @@ def fold_dls(
     train, valid = np.flatnonzero((folds >= 0) & (folds != fold)), np.flatnonzero(folds == fold)
     if len(train) < 2:
         raise DataError(f'fold={fold} leaves {len(train)} films to train on, and 2 are the least: make more folds or give more films')
-    y = torch.from_numpy(table[labels].to_numpy('float32', copy=True))
+    y = torch.from_numpy(check_labels(table[labels])[0].astype('float32'))
     store, device = _Store(pixels, on_device), torch.device(device or default_device())
     augment = dict(flip=flip, rotate=rotate, crop=crop, jitter=jitter) if flip or rotate or crop < 1 or jitter else None
     return DataLoaders(FilmLoader(store, y, train, labels, bs, seed, True, augment, device),

@@ -283,7 +283,8 @@ def _gained(planted, arms, judged, n_boot, seed):
     "What corrections gain on films whose `truth` is known: a row a correction; the controls they come from"
     controls = coupling_controls(planted, arms=arms, judged=judged, metrics=('auc',), n_boot=n_boot, seed=seed, bar=False)
     t = controls.table.set_index('arm')
-    def row(arm, here): return dict(arm=arm, truth=t.change['truth'], change=here.change, low=here.low, high=here.high, better=bool(here.low > 0))
+    def row(arm, here):
+        return dict(arm=arm, truth=t.change['truth'], change=here.change, low=here.low, high=here.high, better=bool(here.low > 0))
     return [row(arm, t.loc[arm]) for arm in arms], controls
 
 def _check_power(findings, n_edges, draws, sizes, min_pos):

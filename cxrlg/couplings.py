@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from threadpoolctl import threadpool_limits
 
 from .core import DataError
@@ -101,29 +102,33 @@ class _Problem:
                 hs += np.hstack([(w * z).T @ X, (w * z * z).sum(0)[:, None]])
         return f / self.total, g / self.total, self._square(h, hs) / self.total
 
-    def _products(self, X):
-        "Products of all pairs of columns [rows, pairs], in the order of `np.triu_indices`"
-        T, out, at = np.ascontiguousarray(X.T), np.empty((len(self.pairs[0]), len(X))), 0
-        for i in range(len(T)):
-            np.multiply(T[i], T[i:], out=out[at:at + len(T) - i])
-            at += len(T) - i
-        return out.T
+# %% ../nbs/04a_coupling_fits.ipynb #08be5d94
+@patch
+def _products(self:_Problem, X):
+    "Products of all pairs of columns [rows, pairs], in the order of `np.triu_indices`"
+    T, out, at = np.ascontiguousarray(X.T), np.empty((len(self.pairs[0]), len(X))), 0
+    for i in range(len(T)):
+        np.multiply(T[i], T[i:], out=out[at:at + len(T) - i])
+        at += len(T) - i
+    return out.T
 
-    def _square(self, h, hs):
-        k = self.X.shape[1]
-        H = np.zeros((len(h), self.K, self.K))
-        H[:, self.pairs[0], self.pairs[1]] = h
-        H[:, self.pairs[1], self.pairs[0]] = h
-        if self.scale: H[:, k, :], H[:, :, k] = hs, hs
-        return H
+@patch
+def _square(self:_Problem, h, hs):
+    k = self.X.shape[1]
+    H = np.zeros((len(h), self.K, self.K))
+    H[:, self.pairs[0], self.pairs[1]] = h
+    H[:, self.pairs[1], self.pairs[0]] = h
+    if self.scale: H[:, k, :], H[:, :, k] = hs, hs
+    return H
 
-    def unpack(self, B):
-        "A [L, L], bias [L] and scale [L] in the user's coordinates"
-        A, b, s = np.zeros((self.L, self.L)), np.zeros(self.L), np.ones(self.L)
-        A[:, self.fitted] = B[:, :self.L].T
-        if self.bias: b[self.fitted] = B[:, self.L] - B[:, :self.L] @ self.centre
-        if self.scale: s[self.fitted] += B[:, -1]
-        return A, b, s
+@patch
+def unpack(self:_Problem, B):
+    "A [L, L], bias [L] and scale [L] in the user's coordinates"
+    A, b, s = np.zeros((self.L, self.L)), np.zeros(self.L), np.ones(self.L)
+    A[:, self.fitted] = B[:, :self.L].T
+    if self.bias: b[self.fitted] = B[:, self.L] - B[:, :self.L] @ self.centre
+    if self.scale: s[self.fitted] += B[:, -1]
+    return A, b, s
 
 # %% ../nbs/04a_coupling_fits.ipynb #d6dd8139
 class _Tied(_Problem):

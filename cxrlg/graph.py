@@ -16,6 +16,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.optimizer import OptimWrapper
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
@@ -68,26 +69,30 @@ class LabelGraph(nn.Module):
             if self.training: self.received = z.detach()
             return z + self.alpha * (self.messages(z) @ self.weight())
 
-    @property
-    def nonzero(self): return int((self.weight() != 0).sum())
-    @property
-    def strength(self): return float(self.weight().detach().abs().sum())
+# %% ../nbs/04_graph.ipynb #e50c9a36
+@patch(as_prop=True)
+def nonzero(self:LabelGraph): return int((self.weight() != 0).sum())
+@patch(as_prop=True)
+def strength(self:LabelGraph): return float(self.weight().detach().abs().sum())
 
-    def couplings(self,
-        labels=None, # names of the labels; their numbers by default
-    ) -> pd.DataFrame: # L x L: row i -> column j
-        labels = range(self.n_labels) if labels is None else list(labels)
-        return pd.DataFrame(self.weight().detach().cpu().numpy(), index=labels, columns=labels)
+@patch
+def couplings(self:LabelGraph,
+    labels=None, # names of the labels; their numbers by default
+) -> pd.DataFrame: # L x L: row i -> column j
+    labels = range(self.n_labels) if labels is None else list(labels)
+    return pd.DataFrame(self.weight().detach().cpu().numpy(), index=labels, columns=labels)
 
-    @torch.no_grad()
-    def ema_support_(self,
-        last:torch.Tensor, # [L, L] the last iterate of A, whose zeros are exact
-    ): # self: entries of A that are zero in `last` are zero here too
-        self.A.mul_((last != 0).to(self.A.dtype))
-        return self
+@patch
+@torch.no_grad()
+def ema_support_(self:LabelGraph,
+    last:torch.Tensor, # [L, L] the last iterate of A, whose zeros are exact
+): # self: entries of A that are zero in `last` are zero here too
+    self.A.mul_((last != 0).to(self.A.dtype))
+    return self
 
-    def extra_repr(self):
-        return f'{self.n_labels}, alpha={self.alpha}, message={self.message!r}, symmetric={self.symmetric}'
+@patch
+def extra_repr(self:LabelGraph):
+    return f'{self.n_labels}, alpha={self.alpha}, message={self.message!r}, symmetric={self.symmetric}'
 
 # %% ../nbs/04_graph.ipynb #785f29f5
 def _bce(logits, targets):
@@ -102,7 +107,6 @@ def _gradient_at_zero(graph, z, y, loss):
     G = graph.alpha * (graph.messages(z.detach()).T @ dz) * graph.mask
     return (G + G.T) / 2 if graph.symmetric else G
 
-# %% ../nbs/04_graph.ipynb #3142b738
 def lam_max(
     logits, # [n, L] logits before the graph
     targets, # [n, L]: 1, 0 or NaN
@@ -175,52 +179,64 @@ class GraphL1(Callback):
         self.counts[name] += 1
         return (self.memory + 1) / (t + self.memory + 1)
 
-    @torch.no_grad()
-    def after_loss(self):
-        g, w = self.label_graph, self._weight('batches')
-        if g.received is None:
-            raise DataError('the LabelGraph saw no batch in training mode: is it part of the forward pass?')
-        z, p = g.received, torch.sigmoid(self.learn.pred.detach().float())
-        self._average('zero', _gradient_at_zero(g, z, *self.yb, self.loss_func), w)
-        square = g.messages(z).square().sum(1, keepdim=True)
-        self._average('curvature', g.alpha**2 / g.n_labels * (square * p * (1 - p)).mean(0), w)
+# %% ../nbs/04_graph.ipynb #96f3b05c
+@patch
+@torch.no_grad()
+def after_loss(self:GraphL1):
+    g, w = self.label_graph, self._weight('batches')
+    if g.received is None:
+        raise DataError('the LabelGraph saw no batch in training mode: is it part of the forward pass?')
+    z, p = g.received, torch.sigmoid(self.learn.pred.detach().float())
+    self._average('zero', _gradient_at_zero(g, z, *self.yb, self.loss_func), w)
+    square = g.messages(z).square().sum(1, keepdim=True)
+    self._average('curvature', g.alpha**2 / g.n_labels * (square * p * (1 - p)).mean(0), w)
 
-    def _lam(self): return self.given if self.share is None else self.share * self.means['zero'].abs().max()
+@patch
+def _lam(self:GraphL1): return self.given if self.share is None else self.share * self.means['zero'].abs().max()
 
-    @torch.no_grad()
-    def before_step(self):
-        A = self.label_graph.A
-        self.pending = None
-        if A.grad is None: return
-        if self.mode == 'l1': A.grad.add_(self._lam() * A.sign())
-        else: self.pending, A.grad = A.grad, None
+@patch
+@torch.no_grad()
+def before_step(self:GraphL1):
+    A = self.label_graph.A
+    self.pending = None
+    if A.grad is None: return
+    if self.mode == 'l1': A.grad.add_(self._lam() * A.sign())
+    else: self.pending, A.grad = A.grad, None
 
-    def after_cancel_step(self): self.pending = None
-    def after_cancel_batch(self): self.pending = None
+@patch
+def after_cancel_step(self:GraphL1): self.pending = None
+@patch
+def after_cancel_batch(self:GraphL1): self.pending = None
 
-    @torch.no_grad()
-    def after_step(self):
-        if self.pending is None: return
-        w = self._weight('steps')
-        self._average('grad', self.pending, w)
-        A, rate = self.label_graph.A, self.step_size * (1 - w) / self._curvature()
-        A.copy_(soft_threshold(A - rate * self.means['grad'], rate * self._lam()))
-        self.pending = None
+@patch
+@torch.no_grad()
+def after_step(self:GraphL1):
+    if self.pending is None: return
+    w = self._weight('steps')
+    self._average('grad', self.pending, w)
+    A, rate = self.label_graph.A, self.step_size * (1 - w) / self._curvature()
+    A.copy_(soft_threshold(A - rate * self.means['grad'], rate * self._lam()))
+    self.pending = None
 
-    def _curvature(self):
-        "Weight of each entry in the step's metric: the receiver's curvature; in a symmetric graph the mean of both ends'"
-        d = self.means['curvature'].clamp(min=1e-7)[None]
-        return (d + d.T) / 2 if self.label_graph.symmetric else d
+@patch
+def _curvature(self:GraphL1):
+    "Weight of each entry in the step's metric: the receiver's curvature; in a symmetric graph the mean of both ends'"
+    d = self.means['curvature'].clamp(min=1e-7)[None]
+    return (d + d.T) / 2 if self.label_graph.symmetric else d
 
-    def after_train(self):
-        "Bring the figures for the history up to date, from the raw iterate"
-        if 'zero' not in self.means: return
-        self.nonzero, self.strength = self.label_graph.nonzero, self.label_graph.strength
-        self.lam, self.lam_max = float(self._lam()), float(self.means['zero'].abs().max())
-        self.lam_ratio = self.lam / self.lam_max if self.lam_max > 0 else math.nan
+# %% ../nbs/04_graph.ipynb #7c05be19
+@patch
+def after_train(self:GraphL1):
+    "Bring the figures for the history up to date, from the raw iterate"
+    if 'zero' not in self.means: return
+    self.nonzero, self.strength = self.label_graph.nonzero, self.label_graph.strength
+    self.lam, self.lam_max = float(self._lam()), float(self.means['zero'].abs().max())
+    self.lam_ratio = self.lam / self.lam_max if self.lam_max > 0 else math.nan
 
-    def state_dict(self): return dict(means={k: v.clone() for k, v in self.means.items()}, counts=dict(self.counts))
-    def load_state_dict(self, sd): self.means, self.counts = dict(sd['means']), dict(sd['counts'])
+@patch
+def state_dict(self:GraphL1): return dict(means={k: v.clone() for k, v in self.means.items()}, counts=dict(self.counts))
+@patch
+def load_state_dict(self:GraphL1, sd): self.means, self.counts = dict(sd['means']), dict(sd['counts'])
 
 # %% ../nbs/04_graph.ipynb #2b02e2b7
 def planted_logits(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from scipy.special import expit
 
 from .core import DataError, check_known
@@ -143,19 +144,22 @@ class Study:
     cells: dict # (arm, seed, fold) -> dict of `oof`, `locked` (or None), `history`, `couplings` (or None), `config`, `labels`
     notes: list # what is missing or left out, one line each
     kinds: tuple = tuple(_KINDS) # the predictions it holds, as in `probs`
+    reference: str = 'none' # the arm that the others are compared with
 
     @property
     def folder(self): return StudyFolder(self.path)
     @property
     def name(self): return self.path.name
     @property
-    def arms(self): return sorted({a for a, _, _ in self.cells}, key=lambda a: (a != 'none', a))
+    def arms(self): return sorted({a for a, _, _ in self.cells}, key=lambda a: (a != self.reference, a))
     @property
     def folds(self): return tuple(sorted({f for _, _, f in self.cells}))
     @property
     def config(self): return next(iter(self.cells.values()))['config']
     @property
     def made_up(self): return self.config.get('data') if self.config.get('data') in ('phantom', 'simulated') else ''
+    @property
+    def trained(self): return 'files' not in self.config # were models trained, or predictions read?
     @property
     def has_locked(self): return any(c.get('locked') is not None for c in self.cells.values())
 
@@ -184,37 +188,43 @@ class Study:
         notes = [f'{l} is left out: fewer than {min_pos} positives or negatives' for l in self.labels if not enough[l]]
         return replace(self, labels=[l for l in self.labels if enough[l]], notes=self.notes + notes)
 
-    def films(self,
-        folds, # fold numbers, or 'locked'
-    )->pd.DataFrame: # out-of-fold frame of those folds, or the locked frame, with the logits of whichever arm comes first
-        "Films and targets of some folds in the order that `probs` has, or of the locked patients in the order of `locked_probs`"
-        if isinstance(folds, str): return next(c['locked'] for c in self.cells.values() if c.get('locked') is not None)
-        first = {f: c['oof'] for (_, _, f), c in reversed(self.cells.items())}
-        return pd.concat([first[f] for f in folds], ignore_index=True)
+# %% ../nbs/06d_results.ipynb #23991d8a
+@patch
+def films(self:Study,
+    folds, # fold numbers, or 'locked'
+)->pd.DataFrame: # out-of-fold frame of those folds, or the locked frame, with the logits of whichever arm comes first
+    "Films and targets of some folds in the order that `probs` has, or of the locked patients in the order of `locked_probs`"
+    if isinstance(folds, str): return next(c['locked'] for c in self.cells.values() if c.get('locked') is not None)
+    first = {f: c['oof'] for (_, _, f), c in reversed(self.cells.items())}
+    return pd.concat([first[f] for f in folds], ignore_index=True)
 
-    def targets(self, folds): return self.films(folds)[[f'y:{l}' for l in self.labels]].set_axis(self.labels, axis=1)
+@patch
+def targets(self:Study, folds): return self.films(folds)[[f'y:{l}' for l in self.labels]].set_axis(self.labels, axis=1)
 
-    def _logits(self, key, frame, letter):
-        "Logits of one cell"
-        return self.cells[key][frame][[f'{letter}:{l}' for l in self.labels]].to_numpy()
+@patch
+def _logits(self:Study, key, frame, letter):
+    "Logits of one cell"
+    return self.cells[key][frame][[f'{letter}:{l}' for l in self.labels]].to_numpy()
 
-    def probs(self,
-        arm:str, # arm name
-        grid:tuple, # seeds, folds
-        kind:str='tta', # `tta`; `plain`: without the flip; `before`: the logits before the graph, with the flip
-    )->np.ndarray: # [S, n, L] probabilities, a layer a seed
-        "Out-of-fold probabilities of an arm"
-        if kind not in self.kinds: raise DataError(f'{self.path} was kept without the predictions {kind!r}')
-        def whole(seed, letter): return np.concatenate([self._logits((arm, seed, f), 'oof', letter) for f in grid[1]])
-        return np.stack([tta(*(whole(s, letter) for letter in _KINDS[kind])) for s in grid[0]])
+@patch
+def probs(self:Study,
+    arm:str, # arm name
+    grid:tuple, # seeds, folds
+    kind:str='tta', # `tta`; `plain`: without the flip; `before`: the logits before the graph, with the flip
+)->np.ndarray: # [S, n, L] probabilities, a layer a seed
+    "Out-of-fold probabilities of an arm"
+    if kind not in self.kinds: raise DataError(f'{self.path} was kept without the predictions {kind!r}')
+    def whole(seed, letter): return np.concatenate([self._logits((arm, seed, f), 'oof', letter) for f in grid[1]])
+    return np.stack([tta(*(whole(s, letter) for letter in _KINDS[kind])) for s in grid[0]])
 
-    def locked_probs(self,
-        arm:str, # arm name
-        grid:tuple, # seeds, folds; from `grid(..., locked=True)`
-    )->np.ndarray: # [S, n, L] probabilities, a layer a seed, each the mean of the folds' models
-        "Probabilities of the locked films by the fold ensemble: graph, sigmoid, flips, folds"
-        def model(seed, fold): return tta(*(self._logits((arm, seed, fold), 'locked', letter) for letter in _KINDS['tta']))
-        return np.stack([ensemble([model(s, f) for f in grid[1]]) for s in grid[0]])
+@patch
+def locked_probs(self:Study,
+    arm:str, # arm name
+    grid:tuple, # seeds, folds; from `grid(..., locked=True)`
+)->np.ndarray: # [S, n, L] probabilities, a layer a seed, each the mean of the folds' models
+    "Probabilities of the locked films by the fold ensemble: graph, sigmoid, flips, folds"
+    def model(seed, fold): return tta(*(self._logits((arm, seed, fold), 'locked', letter) for letter in _KINDS['tta']))
+    return np.stack([ensemble([model(s, f) for f in grid[1]]) for s in grid[0]])
 
 # %% ../nbs/06d_results.ipynb #de9dc259
 def read_file(
@@ -289,6 +299,7 @@ def _agree(cells):
             if frame[same].equals(frame0[same]): continue
             raise DataError(f'{here} and {there} hold different {"locked " * (key == "locked")}films or targets: they cannot be compared')
 
+# %% ../nbs/06d_results.ipynb #08960ed2
 def _check_locked(cells):
     "Leave the locked films out when their patients are in a fold; what to say about that, and about cells that have not scored them"
     scored = [c['locked'] for c in cells.values() if c['locked'] is not None]
@@ -313,6 +324,7 @@ def _unused(study):
     left = [(a, s, f) for arm in study.arms for a, s, f in study.cells if a == arm and (s not in grids[a][0] or f not in grids[a][1])]
     return [f'{a}/seed{s}/fold{f} is finished but left out: not every seed of {a} has this fold' for a, s, f in left]
 
+# %% ../nbs/06d_results.ipynb #08960ed4
 def read_study(
     study_dir, # folder of the study
 )->Study: # what is there
@@ -371,6 +383,7 @@ def _write_training(fold, A, config):
     fold.config.write_text(json.dumps(config | dict(versions=versions, hashes=hashes)))
     fold.done.write_text('{}')
 
+# %% ../nbs/06d_results.ipynb #ff77c7da
 def example_study(
     folder, # where to write it
     n_patients:int=600, # number of patients

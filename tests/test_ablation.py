@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import t as student
 
 from conftest import ROOT
 from cxrlg.ablation import ablation_outputs, ablation_table, read_ablation
 from cxrlg.corrections import Outputs
 from cxrlg.core import DataError
-from cxrlg.eval import simulate
-from cxrlg.results import example_study
+from cxrlg.eval import macro_auc, simulate
+from cxrlg.results import example_study, read_study
 from cxrlg.study import expand
 
 
@@ -76,6 +77,30 @@ def test_training_noise_is_no_effect():
     t, one = ablation_table(out, n_boot=300), ablation_table(Outputs(y, out.logits[:1], patients, out.folds, out.labels, dict(again=out.arms['again'][:1])), n_boot=300)
     assert t.se['again'] > (t.high['again'] - t.low['again'])/3.92*.99 and t.verdict['again'] in ('equivalent', 'undecided')
     assert one.verdict['again'] == '' and np.isnan(one.p['again']) and np.isfinite(one.low['again'])
+
+
+def test_three_seeds_are_judged_by_students_t_and_one_convention_stands_in_a_table():
+    y, z, patients = simulate(300, [.3, .2, .1], 1.5, seed=3)
+    def runs(seed): return np.stack([z + np.random.default_rng([seed, s]).normal(size=z.shape) for s in range(3)])
+    out = Outputs(y, runs(0), patients, patients % 2, list('ABC'), dict(again=runs(1), better=runs(2) + 2 * y))
+    own, holm_ = (ablation_table(out, n_boot=200, adjusted=how) for how in ('none', 'holm'))
+    assert own.p['again'] == pytest.approx(2 * student.sf(abs(own.change['again']) / own.se['again'], own.df['again'])) and own.df['again'] < 300
+    assert 'p_holm' not in own and (own.adjusted.drop('full') == 'not adjusted').all()
+    assert holm_.p_holm.min() == pytest.approx(2 * own.p.min()) and (holm_.adjusted.drop('full') == 'Holm, over the comparisons').all()
+    assert own.verdict['better'] == holm_.verdict['better'] == 'better'
+    with pytest.raises(DataError, match='no adjustment'): ablation_table(out, adjusted='bonferroni')
+
+
+def test_a_variant_with_a_graph_shows_its_own_change(tmp_path):
+    example_study(tmp_path/'s_full', arms=('none',), n_patients=300)
+    example_study(tmp_path/'s_graph', arms=('prox',), n_patients=300)
+    out, _ = ablation_outputs(tmp_path, 's', ['graph'])
+    t, study = ablation_table(out, n_boot=20), read_study(tmp_path/'s_graph').frequent(30)
+    def macro(kind):
+        p, y, fold = study.probs('prox', study.grid('prox'), kind)[0], study.targets(study.folds), study.films(study.folds).fold
+        return np.mean([macro_auc(y[fold == k], p[fold == k]).macro for k in study.folds])
+    assert t.own_change['graph'] == pytest.approx(macro('tta') - macro('before'), abs=1e-9)
+    assert t.layer['graph'] in ('layer acts', 'layer inactive') and np.isnan(t.own_change['no_flip']) and t.layer['no_flip'] == ''
 
 
 def test_folds_of_no_variant_are_refused(sets):

@@ -19,6 +19,7 @@ def loaders():
     n = 41
     pixels = np.arange(n, dtype='uint8')[:, None, None].repeat(16, 1).repeat(16, 2)
     table = pd.DataFrame(dict(image=[str(i) for i in range(n)], patient=range(n), Mass=np.where(np.arange(n) % 3, np.arange(n) % 2, np.nan).astype('float32')))
+    table.attrs['labels'] = ['Mass']
     return lambda fold=1, folds=np.r_[np.arange(n - 1) % 4, -1], **kw: fold_dls(pixels, table, folds, fold, **dict(dict(bs=8, device='cpu'), **kw))
 
 
@@ -88,3 +89,13 @@ def test_wrong_loaders(loaders, name):
     options, message = LOADS[name]
     with pytest.raises(DataError) as e: loaders(**options)
     assert message in str(e.value)
+
+
+@pytest.mark.parametrize('backend', ['numpy_nullable', 'pyarrow'])
+def test_labels_of_nullable_and_arrow_columns(backend):
+    table = pd.DataFrame(dict(image=list('abcdef'), patient=list('aabbcc'), Edema=[1, 0, np.nan, 1, 0, 0], Mass=[0, 1, 1, np.nan, 0, 1.]))
+    table.attrs['labels'] = ['Edema', 'Mass']
+    other = table.convert_dtypes(dtype_backend=backend)
+    other.attrs = table.attrs
+    want, got = (fold_dls(np.zeros((6, 16, 16), 'uint8'), t, [0, 0, 1, 1, 2, 2], 0, bs=2, device='cpu').train.y for t in (table, other))
+    assert torch.equal(want.nan_to_num(-1), got.nan_to_num(-1)) and got.dtype == torch.float32

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import cxrlg.figures as drawing
 import cxrlg.report as room
 from conftest import ROOT
 from cxrlg.core import DataError
-from cxrlg.report import FIGURES, plot_locked, study_figures, write_report
+from cxrlg.figures import FIGURES, plot_locked
+from cxrlg.report import write_report
 from cxrlg.results import StudyFolder, example_study, read_study
 from cxrlg.tables import summarise
 
@@ -54,7 +56,7 @@ def test_report_is_self_contained_safe_and_the_same_twice(tmp_path):
     html = write_report(evil, n_boot=30).read_text()
     assert '<b>&c' not in html and 'a&lt;b&gt;&amp;c' in html
     assert not re.search(r'(src|href)="(?!data:|#)', html) and '<script' not in html and 'viewport' in html and '@media print' in html
-    assert html.count('<img') == len(re.findall(r'<img [^>]*alt="[^"]+"', html)) == 6
+    assert html.count('<img') == len(re.findall(r'<img [^>]*alt="[^"]+"', html)) == 7
     assert 'nan' not in re.sub(r'base64,[^"]*', '', html).lower().replace('finan', '')
     first = {f.name: f.read_bytes() for f in evil.rglob('*') if f.is_file()}
     write_report(evil, n_boot=30)
@@ -83,7 +85,7 @@ def test_hostile_names_are_shown_as_text(study):
         html = write_report(study, n_boot=20).read_text()
     assert '<script>' not in html and '<img src=x' not in html
     assert '&lt;script&gt;alert(1)&lt;/script&gt;' in html and '{{ 7*7 }}' in html
-    assert 'could not be drawn' not in html and html.count('<img') == 6
+    assert 'could not be drawn' not in html and html.count('<img') == 7
     labels = [r['label'] for r in strict(study.tables)['labels']]
     assert HOSTILE['Hernia'] in labels and HOSTILE['Pneumonia'] in labels
     assert len(pd.read_csv(study.results)) == 2 and set(strict(study.calibration)['none']) >= set(HOSTILE.values())
@@ -91,11 +93,11 @@ def test_hostile_names_are_shown_as_text(study):
 
 def test_phantom_is_said_in_every_heading_and_figure(tmp_path, monkeypatch):
     s, drawn = read_study(example_study(tmp_path/'p', 150, data='phantom')), []
-    png = room._png
-    monkeypatch.setattr(room, '_png', lambda fig, made_up: drawn.append(fig) or png(fig, made_up))
+    png = drawing.as_png
+    monkeypatch.setattr(drawing, 'as_png', lambda fig, made_up: drawn.append(fig) or png(fig, made_up))
     html = write_report(s, n_boot=30).read_text()
     for tag in (r'<h\d[^>]*>(.*?)</h\d>', r'<figcaption>(.*?)</figcaption>'): assert all('(phantom)' in text for text in re.findall(tag, html))
-    assert len(drawn) == 6 and all('phantom' in [x.get_text() for x in fig.texts] for fig in drawn)
+    assert len(drawn) == 7 and all('phantom' in [x.get_text() for x in fig.texts] for fig in drawn)
 
 
 def test_results_files_say_the_same(study):
@@ -120,7 +122,7 @@ def test_locked_section_of_the_report(closed, study):
     html = write_report(s, t, n_boot=40).read_text()
     js, csv = strict(closed.tables), pd.read_csv(closed.results)
     assert 'Locked patients (simulated)</h2>' in html and 'an ensemble, which tends to be better' in html
-    assert html.count('<img') == 7 and 'scored once' in html and plot_locked(t['locked']).axes
+    assert html.count('<img') == 8 and 'scored once' in html and plot_locked(t['locked']).axes
     assert [r['arm'] for r in js['locked']] == ['none', 'prox'] * 2
     assert np.allclose(csv.locked, [r['locked'] for r in js['locked'][:2]], atol=1e-6)
     assert t['prevalence'].locked.sum() == (s.targets('locked') == 1).sum().sum()
@@ -166,7 +168,7 @@ def broken(*_): raise RuntimeError('no <font>\nat all')
 def test_a_figure_that_fails_is_named_and_takes_nothing_with_it(closed, monkeypatch, name):
     monkeypatch.setitem(FIGURES, name, (broken, *FIGURES[name][1:]))
     html = write_report(closed, n_boot=5).read_text()
-    assert f'The figure {name} could not be drawn (RuntimeError: no &lt;font&gt;)' in html and html.count('<img') == 6
+    assert f'The figure {name} could not be drawn (RuntimeError: no &lt;font&gt;)' in html and html.count('<img') == 7
     assert {f.stem for f in closed.figures.iterdir()} == set(FIGURES) - {name}
 
 
@@ -214,7 +216,7 @@ def test_papermill_does_the_job_and_nothing_else(study, tmp_path):
     job = next(i for i, c in enumerate(nb.cells) if 'evaluate_study(' in c.source)
     assert ran(nb) == [job] and study.report.exists()
     shown = ''.join(str(o.get('data', o.get('text', ''))) for o in nb.cells[job].outputs)
-    assert all(f'**{name}**' in shown for name in ('arms', 'labels', 'changes', 'power')) and shown.count('image/png') == 6
+    assert all(f'**{name}**' in shown for name in ('arms', 'labels', 'changes', 'power')) and shown.count('image/png') == 7
     assert 'Arm prox: mean fold macro AUC' in shown and 'report.html' in shown
 
 

@@ -75,7 +75,14 @@ def test_a_layer_that_does_nothing_is_called_inactive(closed):
         assert t[name].layer[t[name].arm == 'prox'].eq('layer inactive').all() and t[name].layer[t[name].arm == 'none'].eq('').all(), name
 
 
-def test_a_gain_in_the_last_digits_is_no_gain(study):
+def test_rare_labels_of_a_verdict_are_counted(study):
+    t = summarise(study, 20)
+    y = read_study(study.path).targets((0, 1, 2))
+    few = int((np.minimum((y == 1).sum(), (y == 0).sum()) < 30).sum())
+    assert few > 0 and (t['arms'].rare == few).all() and (t['frequent'].rare == 0).all()
+
+
+def test_a_gain_in_the_last_digits_is_no_gain():
     assert counted_up([1e-6, 2e-5, -1, 0]) == '1 of 4'
 
 
