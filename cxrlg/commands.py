@@ -107,7 +107,8 @@ def evaluate(
     try:
         given, files = dict(names=_pairs('names', names), columns=_pairs('columns', columns)), _arms(predictions)
         from cxrlg.evaluate import evaluate_predictions
-        given |= dict(order=order, logits=logits or None, only_shared=only_shared, uncertain=uncertain, n_splits=n_splits, seed=seed, data=data)
+        given |= dict(order=order, logits=logits or None, only_shared=only_shared, uncertain=uncertain)
+        given |= dict(n_splits=n_splits, seed=seed, data=data)
         report = evaluate_predictions(files, labels, out, n_boot, margin, couplings, overwrite, typed, **given)
     except DataError as e: _stop('cxrlg_evaluate', e, 2)
     except KeyboardInterrupt: _stop('cxrlg_evaluate', f'stopped; {out} was not written', 130)

@@ -1,4 +1,4 @@
-"""The pages of the site that are made from the code: all public names, all parameters, all commands. `python tests/site_pages.py` writes them again."""
+"""The pages of the site that are made from the code: names, parameters, commands. `python tests/site_pages.py` writes them again."""
 import ast
 import importlib
 import inspect
@@ -63,10 +63,11 @@ def names_page():
         rows = documented(module)
         if not rows: continue
         n += len(rows)
-        shown = [(f'[`{name}`]({file}#{name.lower()})' if says is not None else f'`{name}`', says or 'a constant') for name, says in rows.items()]
+        linked = {name: f'`{name}`' if says is None else f'[`{name}`]({file}#{name.lower()})' for name, says in rows.items()}
+        shown = [(linked[name], says or 'a constant') for name, says in rows.items()]
         parts.append(f'## {title}\n\n`cxrlg.{module}`: [{title}]({file}).\n\n' + table(('name', 'what it is'), shown))
-    return page('All public names', 'Every function, class and constant that the rooms of the library give away, with its sentence and its place.',
-                f'{n} names, in the order in which the rooms are read.', *parts)
+    said = 'Every function, class and constant that the rooms of the library give away, with its sentence and its place.'
+    return page('All public names', said, f'{n} names, in the order in which the rooms are read.', *parts)
 
 
 # ---- parameters
@@ -91,7 +92,8 @@ def parameters_page():
     first = ('A study\'s YAML, papermill\'s `-p` and [`TrainConfig`](' + place + '#trainconfig) use these names. '
              'In a YAML `arms`, `seeds` and `folds` are lists in place of `arm`, `seed` and `fold`. '
              'Which to turn first is [a page of its own](20_knobs.ipynb).')
-    return page('All parameters', 'Every parameter of a fold and so of a study: its default, its meaning, and what it may be.', first, *parts)
+    said = 'Every parameter of a fold and so of a study: its default, its meaning, and what it may be.'
+    return page('All parameters', said, first, *parts)
 
 
 # ---- commands
@@ -118,7 +120,8 @@ def help_of(name, function):
 
 def commands_page():
     parts = [f'## {name}\n\n```\n{help_of(name, function)}\n```' for name, function in commands()]
-    first = ('Where the commands lie is said in [Run it on your films](run.qmd), and how they are made in [The commands](09_commands.ipynb). '
+    first = ('Where the commands lie is said in [Run it on your films](run.qmd), '
+             'and how they are made in [The commands](09_commands.ipynb). '
              'What they refuse, and the cure, is in [When something goes wrong](faq.qmd).')
     return page('All commands', 'What is typed at a terminal, and what each command answers to --help.', first, *parts)
 
