@@ -1,4 +1,4 @@
-"""How the site shows the library's names: parameters as tables, and links to what is documented. nbdev calls it (settings.ini); no room imports it."""
+"""How the site shows the library's names: parameters as tables, links to what is documented. nbdev calls it; no room imports it."""
 import ast
 import inspect
 import re
@@ -55,10 +55,20 @@ def parameter_rows(
     for p in signature.parameters.values():
         if p.name == 'self': continue
         about = said.get(p.name) or {}
-        rows.append((str(p).partition(':')[0].partition('=')[0], _type(p.annotation), _default(p.default), _meaning(p.annotation, about.get('docment'))))
+        name = str(p).partition(':')[0].partition('=')[0]
+        rows.append((name, _type(p.annotation), _default(p.default), _meaning(p.annotation, about.get('docment'))))
     back = said.get('return') or {}
     if back.get('docment'): rows.append(('returns', _type(signature.return_annotation), '', back['docment']))
     return rows
+
+
+def _row(row):
+    "A line of the table from name, type, default and meaning"
+    name, kind, default, meaning = row
+    named = '**returns**' if name == 'returns' else f'`{name}`'
+    return f'| {named} | {_code(kind)} | {_code(default)} | {_cell(meaning)} |'
+
+def _code(text): return f'`{_cell(text)}`' if text else ''
 
 
 class ParameterTable(BasicMarkdownRenderer):
@@ -74,9 +84,7 @@ class ParameterTable(BasicMarkdownRenderer):
     def _table(self):
         rows = parameter_rows(self.sym)
         if not any(meaning for *_, meaning in rows): return ''
-        lines = [' | '.join([f'`{name}`' if name != 'returns' else '**returns**', *[f'`{_cell(o)}`' if o else '' for o in (kind, default)], _cell(meaning)])
-                 for name, kind, default, meaning in rows]
-        return '\n'.join(['| parameter | type | default | meaning |', '|---|---|---|---|', *[f'| {line} |' for line in lines]]) + '\n'
+        return '\n'.join(['| parameter | type | default | meaning |', '|---|---|---|---|', *map(_row, rows)]) + '\n'
 
 
 @cache

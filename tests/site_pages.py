@@ -1,6 +1,7 @@
-"""The pages of the site that are made from the code: all public names, all parameters, all commands. `python tests/site_pages.py` writes them again."""
+"""The pages of the site that are made from the code: names, parameters, commands. `python tests/site_pages.py` writes them again."""
 import ast
 import importlib
+import inspect
 import os
 import re
 from configparser import ConfigParser
@@ -62,21 +63,19 @@ def names_page():
         rows = documented(module)
         if not rows: continue
         n += len(rows)
-        shown = [(f'[`{name}`]({file}#{name.lower()})' if says is not None else f'`{name}`', says or 'a constant') for name, says in rows.items()]
+        linked = {name: f'`{name}`' if says is None else f'[`{name}`]({file}#{name.lower()})' for name, says in rows.items()}
+        shown = [(linked[name], says or 'a constant') for name, says in rows.items()]
         parts.append(f'## {title}\n\n`cxrlg.{module}`: [{title}]({file}).\n\n' + table(('name', 'what it is'), shown))
-    return page('All public names', 'Every function, class and constant that the rooms of the library give away, with its sentence and its place.',
-                f'{n} names, in the order in which the rooms are read.', *parts)
+    said = 'Every function, class and constant that the rooms of the library give away, with its sentence and its place.'
+    return page('All public names', said, f'{n} names, in the order in which the rooms are read.', *parts)
 
 
 # ---- parameters
 
-def groups():
-    "Name of a parameter -> the comment that begins its group in `TrainConfig`"
-    tree = ast.parse((ROOT/'cxrlg'/'train.py').read_text())
-    source = (ROOT/'cxrlg'/'train.py').read_text().splitlines()
-    config = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == 'TrainConfig')
+def groups(config):
+    "Name of a parameter -> the comment that begins its group in the configuration's class"
     group, found = '', {}
-    for line in source[config.lineno:config.end_lineno]:
+    for line in inspect.getsource(config).splitlines():
         if m := re.fullmatch(r' {4}# (\w+)', line): group = m[1]
         if m := re.match(r' {4}(\w+):', line): found[m[1]] = group
     return found
@@ -84,15 +83,17 @@ def groups():
 
 def parameters_page():
     from cxrlg.train import TrainConfig
-    about, group = TrainConfig.table(), groups()
+    about, group = TrainConfig.table(), groups(TrainConfig)
+    place = next(file for module, file, _ in rooms() if 'TrainConfig' in documented(module))
     parts = []
     for g in dict.fromkeys(group[name] for name in about.index):
         rows = [(f'`{name}`', f'`{r["default"]!r}`', r['meaning'], r['rule']) for name, r in about.iterrows() if group[name] == g]
         parts.append(f'## {g.capitalize()}\n\n' + table(('parameter', 'default', 'meaning', 'what it may be'), rows))
-    first = ('A study\'s YAML, papermill\'s `-p` and [`TrainConfig`](05_train.ipynb#trainconfig) use these names. '
+    first = ('A study\'s YAML, papermill\'s `-p` and [`TrainConfig`](' + place + '#trainconfig) use these names. '
              'In a YAML `arms`, `seeds` and `folds` are lists in place of `arm`, `seed` and `fold`. '
              'Which to turn first is [a page of its own](20_knobs.ipynb).')
-    return page('All parameters', 'Every parameter of a fold and so of a study: its default, its meaning, and what it may be.', first, *parts)
+    said = 'Every parameter of a fold and so of a study: its default, its meaning, and what it may be.'
+    return page('All parameters', said, first, *parts)
 
 
 # ---- commands
@@ -119,7 +120,8 @@ def help_of(name, function):
 
 def commands_page():
     parts = [f'## {name}\n\n```\n{help_of(name, function)}\n```' for name, function in commands()]
-    first = ('Where the commands lie is said in [Run it on your films](run.qmd), and how they are made in [The commands](09_commands.ipynb). '
+    first = ('Where the commands lie is said in [Run it on your films](run.qmd), '
+             'and how they are made in [The commands](09_commands.ipynb). '
              'What they refuse, and the cure, is in [When something goes wrong](faq.qmd).')
     return page('All commands', 'What is typed at a terminal, and what each command answers to --help.', first, *parts)
 

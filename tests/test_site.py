@@ -61,9 +61,8 @@ def test_workflow_has_the_form_that_github_asks_for(path):
         assert set(job) <= {'name', 'if', 'needs', 'runs-on', 'timeout-minutes', 'permissions', 'environment', 'strategy', 'steps'}
         assert job['runs-on'] and job['timeout-minutes'] and job.get('needs', name) in flow['jobs']
         for step in job['steps']:
-            assert set(step) <= {'name', 'id', 'if', 'uses', 'with', 'run', 'env'} and ('uses' in step) != (
-                'run' in step
-            )
+            assert set(step) <= {'name', 'id', 'if', 'uses', 'with', 'run', 'env'}
+            assert ('uses' in step) != ('run' in step)
 
 
 @pytest.mark.parametrize('path', WORKFLOWS, ids=lambda p: p.stem)
@@ -130,12 +129,6 @@ def test_pyproject_is_for_tools_only():
     assert not (ROOT/'ruff.toml').exists() and not (ROOT/'setup.cfg').exists()
 
 
-@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
-def test_no_line_of_the_library_is_longer_than_140(path):
-    claim, *lines = path.read_text().splitlines()
-    assert [line for line in lines if len(line) > 140] == [] and claim.startswith('"""')
-
-
 def test_the_package_says_that_it_is_typed():
     assert (ROOT/'cxrlg'/'py.typed').is_file()
     setup = (ROOT/'setup.py').read_text()
@@ -145,9 +138,8 @@ def test_the_package_says_that_it_is_typed():
 
 # ---- SECURITY.md
 
-UNSAFE = re.compile(
-    r'\ballow_pickle=True\b|\b(pickle|marshal|shelve|dill|cloudpickle)\.loads?\b|\bjoblib\.load\b|\byaml\.(unsafe_|full_)?load\(|\bread_pickle\b'
-)
+PICKLES = r'(pickle|marshal|shelve|dill|cloudpickle)\.loads?'
+UNSAFE = re.compile(rf'\b(allow_pickle=True|{PICKLES}|joblib\.load|yaml\.(unsafe_|full_)load|read_pickle)\b')
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
@@ -155,6 +147,7 @@ def test_nothing_loads_pickled_code(path):
     text = path.read_text()
     assert not UNSAFE.search(text)
     for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+        if ast.unparse(call.func) == 'yaml.load': assert f'class {ast.unparse(call.args[1])}(yaml.SafeLoader)' in text, path.name
         if ast.unparse(call.func) == 'torch.load': assert 'weights_only=True' in ast.unparse(call), f'{path.name}, line {call.lineno}'
 
 
@@ -210,9 +203,8 @@ def cells(path, kind='markdown'): return [c for c in nbformat.read(path, 4).cell
 def prose(path):
     "Markdown of a page without its front matter"
     if path.suffix == '.ipynb': return '\n\n'.join(c.source for c in cells(path))
-    return re.sub(r'\A---\n.*?\n---\n', '', path.read_text(), flags=re.S).replace(
-        '{{< include ../README.md >}}', (ROOT / 'README.md').read_text()
-    )
+    text = re.sub(r'\A---\n.*?\n---\n', '', path.read_text(), flags=re.S)
+    return text.replace('{{< include ../README.md >}}', (ROOT/'README.md').read_text())
 
 
 @functools.cache
@@ -250,11 +242,8 @@ def documented(path):
 @functools.cache
 def anchors(path):
     text = prose(path)
-    labels = (
-        [o for c in cells(path, 'code') for o in re.findall(r'^#\| label: (\S+)', c.source, flags=re.M)]
-        if path.suffix == '.ipynb'
-        else []
-    )
+    code = cells(path, 'code') if path.suffix == '.ipynb' else []
+    labels = [o for c in code for o in re.findall(r'^#\| label: (\S+)', c.source, flags=re.M)]
     return {slug(h) for h in headings(text)} | set(re.findall(r'\{#([\w-]+)', text)) | set(labels) | documented(path)
 
 
@@ -288,9 +277,7 @@ def source_of(name):
 @pytest.mark.parametrize('path', [p for p in PAGES if p.name != 'index.qmd'], ids=lambda p: p.stem)
 def test_pages_are_linked_beside_each_other_and_by_what_they_are_called(path):
     for words, target in links(path):
-        assert (
-            'cxrlg.github.io' not in target
-        ), f'[{words}]({target}): a page of this site is linked by its file, so that a preview holds together'
+        assert 'cxrlg.github.io' not in target, f'[{words}]({target}): a page of this site is linked by its file'
         assert not re.fullmatch(r'`?\d\d\w*(\.ipynb|\.qmd)?`?', words), f'[{words}]({target}): link by the title, not by the file'
 
 
@@ -366,10 +353,12 @@ def test_both_themes_have_one_font():
 WIDE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <style>body {{ margin: 0; }}</style><style>{css}</style><main style="padding: 12px">
 <p>A sentence with <code>a_name_that_is_longer_than_any_line_of_a_telephone_could_hold_and_has_no_place_to_break</code> in it.</p>
-<span class="math display"><mjx-container display="true"><span style="display: inline-block; width: 900px">a formula</span></mjx-container></span>
+<span class="math display"><mjx-container display="true">
+<span style="display: inline-block; width: 900px">long</span></mjx-container></span>
 <p>Text with <span class="math inline"><mjx-container><span style="display: inline-block; width: 500px">x</span></mjx-container></span></p>
 <table><thead><tr>{head}</tr></thead><tbody><tr>{row}</tr></tbody></table>
-<pre><code>{line}</code></pre><div class="cell-output-display"><table><tbody><tr>{row}</tr></tbody></table><img width="1200" height="9" alt=""></div></main>
+<pre><code>{line}</code></pre>
+<div class="cell-output-display"><table><tbody><tr>{row}</tr></tbody></table><img width="1200" height="9" alt=""></div></main>
 """
 MEASURE = """<iframe src="page.html" style="width: 390px; height: 800px; border: 0"></iframe><script>
 onload = () => {
@@ -388,12 +377,8 @@ def test_nothing_scrolls_the_page_sideways_on_a_phone(tmp_path):
     (tmp_path/'page.html').write_text(page)
     (tmp_path/'measure.html').write_text(MEASURE)
     flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', f'--user-data-dir={tmp_path}/profile']
-    run = subprocess.run(
-        ['chromium', *flags, '--dump-dom', (tmp_path / 'measure.html').as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = ['chromium', *flags, '--dump-dom', (tmp_path/'measure.html').as_uri()]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     width, scrolled, moved = (float(o) for o in re.search(r'data-found="([^"]+)"', run.stdout)[1].split())
     assert width <= 390 and scrolled == 200 and abs(moved) < 3, 'the table scrolls in its box, and its first column stays'
 
@@ -467,10 +452,8 @@ def example(
 def test_parameters_are_a_table():
     text = ParameterTable(example)._repr_markdown_()
     assert '\nexample(x, way=\'a|b\', *rest)\n' in text and '*Find something*' in text and 'And much more' not in text
-    assert (
-        "| `x` | `int` |  | a number, or `None` |\n| `way` | `str or None` | `'a\\|b'` | one \\| other |\n| `*rest` |  |  | more of them |"
-        in text
-    )
+    assert '| `x` | `int` |  | a number, or `None` |\n| `way` | `str or None` |' in text
+    assert " | `'a\\|b'` | one \\| other |\n| `*rest` |  |  | more of them |" in text
     assert '| **returns** | `list` |  | what is found |' in text
 
 
@@ -577,12 +560,10 @@ def faults(folder):
 
 
 def test_faults_of_rendered_pages_are_seen(tmp_path):
-    (tmp_path / 'good.html').write_text(
-        '<h2 id="a">A</h2><img src="x.png" alt="A picture"><a href="#a">a</a><a href="https://x.y/#z">x</a><code>[a](b)</code>'
-    )
-    (tmp_path / 'bad.html').write_text(
-        '<h3 id="b">EMA -</h3><img src="x.png"><a href="good.html#z">a</a><a href="none.html">b</a><code>[a](https://x.y)</code>'
-    )
+    good = '<h2 id="a">A</h2><img src="x.png" alt="A picture"><a href="#a">a</a><a href="https://x.y/#z">x</a><code>[a](b)</code>'
+    (tmp_path/'good.html').write_text(good)
+    links = '<a href="good.html#z">a</a><a href="none.html">b</a>'
+    (tmp_path/'bad.html').write_text(f'<h3 id="b">EMA -</h3><img src="x.png">{links}<code>[a](https://x.y)</code>')
     assert list(faults(tmp_path)) == ['bad.html']
     assert [f.partition(':')[0] for f in faults(tmp_path)['bad.html']] == [
         'a heading with a dash', 'no alternative text', 'a raw link in code', 'no such place', 'no such page']
