@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.torch_core import default_device
+from fastcore.basics import patch
 
 from .core import DataError, check_labels, few, labels_of
 
@@ -75,6 +76,7 @@ class _Store:
         if self.on_device: return self.copy(device)[torch.from_numpy(rows).to(device)]
         return torch.from_numpy(np.ascontiguousarray(self.pixels[rows])).to(device, non_blocking=True)
 
+# %% ../nbs/00c_batches.ipynb #5da7dc93
 class FilmLoader(DataLoader):
     "A fastai `DataLoader` that takes whole batches from the pixel array and augments them on the device"
     def __init__(self,
@@ -117,28 +119,32 @@ class FilmLoader(DataLoader):
             yield self.batch(self.rows, k)
         if self.shuffle: self.epoch += 1
 
-    def one_batch(self):
-        "The first batch of the present epoch"
-        self.rows = self.get_idxs()[:self.bs]
-        return self.batch(self.rows)
+# %% ../nbs/00c_batches.ipynb #5da7dc96
+@patch
+def one_batch(self:FilmLoader):
+    "The first batch of the present epoch"
+    self.rows = self.get_idxs()[:self.bs]
+    return self.batch(self.rows)
 
-    def new(self, dataset=None, cls=None, shuffle=None, bs=None, device=None, **kwargs):
-        "A loader like this one over other rows, or in the table's order and not augmented"
-        shuffle = self.shuffle if shuffle is None else shuffle
-        index, augment = self.index if dataset is None else dataset, self.augment if shuffle else None
-        return type(self)(self.store, self.y, index, self.labels, bs or self.bs, self.seed, shuffle, augment, device or self.device)
+@patch
+def new(self:FilmLoader, dataset=None, cls=None, shuffle=None, bs=None, device=None, **kwargs):
+    "A loader like this one over other rows, or in the table's order and not augmented"
+    shuffle = self.shuffle if shuffle is None else shuffle
+    index, augment = self.index if dataset is None else dataset, self.augment if shuffle else None
+    return type(self)(self.store, self.y, index, self.labels, bs or self.bs, self.seed, shuffle, augment, device or self.device)
 
-    def show_batch(self, b=None, max_n=8, ncols=4, **kwargs):
-        "Films of a batch with their findings"
-        import matplotlib.pyplot as plt
-        x, y = b or self.one_batch()
-        n = min(max_n, len(x))
-        fig, axs = plt.subplots(-(-n // ncols), ncols, figsize=(2.2 * ncols, 2.4 * -(-n // ncols)), dpi=90, squeeze=False)
-        for ax in axs.flat: ax.axis('off')
-        for ax, film, t in zip(axs.flat, x[:n].cpu(), y.cpu()):
-            ax.imshow(film[0], cmap='gray', vmin=0, vmax=1)
-            ax.set_title('\n'.join(l for l, o in zip(self.labels, t) if o == 1) or '-', fontsize=8)
-        fig.tight_layout()
+@patch
+def show_batch(self:FilmLoader, b=None, max_n=8, ncols=4, **kwargs):
+    "Films of a batch with their findings"
+    import matplotlib.pyplot as plt
+    x, y = b or self.one_batch()
+    n = min(max_n, len(x))
+    fig, axs = plt.subplots(-(-n // ncols), ncols, figsize=(2.2 * ncols, 2.4 * -(-n // ncols)), dpi=90, squeeze=False)
+    for ax in axs.flat: ax.axis('off')
+    for ax, film, t in zip(axs.flat, x[:n].cpu(), y.cpu()):
+        ax.imshow(film[0], cmap='gray', vmin=0, vmax=1)
+        ax.set_title('\n'.join(l for l, o in zip(self.labels, t) if o == 1) or '-', fontsize=8)
+    fig.tight_layout()
 
 # %% ../nbs/00c_batches.ipynb #83f77414
 def fold_dls(

@@ -406,11 +406,9 @@ def test_a_jpeg_2000_picture_of_another_size_than_its_tags(tmp_path, syntax):
     "A size of millions would keep the decoder busy for minutes"
     pytest.importorskip('gdcm')
     frame = compressed(tmp_path / 'a.dcm', syntax)
-    for place, value in ((8, 10**6), (12, 97), (16, 5), (24, 0), (24, 1)):
+    for place, value in ((8, 10**6), (12, 97), (16, 5), (24, 0)):
         data = frame[:place] + value.to_bytes(4, 'big') + frame[place+4:]
-        if (place, value) == (24, 1): data = data[:28] + value.to_bytes(4, 'big') + data[32:]
-        try: assert np.array_equal(read_film(with_frame(tmp_path / 'a.dcm', data), 96), read_film(tmp_path / 'a.dcm', 96))
-        except DataError as e: assert 'z.dcm' in str(e)
+        with pytest.raises(DataError, match='its header contradicts itself'): read_film(with_frame(tmp_path / 'a.dcm', data), 96)
 
 
 def test_a_jpeg_of_absurd_precision(tmp_path):
