@@ -109,7 +109,9 @@ def _locate(table, root, folders=None):
         raise DataError(f'none of the {len(table):,} films listed is under {root} '
                         f'(the first is {few([first])}){_elsewhere(first, root)}')
     twice = found[there & found.duplicated(keep=False)]
-    if len(twice): raise DataError(f'{len(twice):,} rows name a film that another row names ({few(table.image[twice.index])}): keep one row of each')
+    if len(twice):
+        named = few(table.image[twice.index])
+        raise DataError(f'{len(twice):,} rows name a film that another row names ({named}): keep one row of each')
     return table.assign(image=found.astype(table.image.dtype))[there].reset_index(drop=True), table[~there]
 
 # %% ../nbs/00_data.ipynb #503be1c9
@@ -223,7 +225,8 @@ def _checked(table, dataset, uncertain, merge_patients):
 def _finished(table, dataset, root, folders, exists, n_uncertain, notes, verbose):
     "The table with the films that are there and the columns that say something"
     labels, lost = labels_of(table), table[:0]
-    if exists and not table.attrs.get('in_array', False): table, lost = _locate(table, root, folders(root) if callable(folders) else folders)
+    if exists and not table.attrs.get('in_array', False):
+        table, lost = _locate(table, root, folders(root) if callable(folders) else folders)
     empty = [c for c in labels if table[c].isna().all()]
     if empty: notes = notes + [f'no label of {few(empty)} is known']
     table = table[[c for c in META if c in table and table[c].notna().any()] + labels]
@@ -242,7 +245,8 @@ def _summary(table, n_uncertain, lost, notes):
     "What was read and what was not, in one line"
     left_out = f'left out {len(lost):,} listed films that are not there'
     uncertain = f', {n_uncertain:,} uncertain labels' if n_uncertain else ''
-    read = f'{table.attrs["dataset"]}: {len(table):,} films of {table.patient.nunique():,} patients, {len(labels_of(table))} findings{uncertain}'
+    films = f'{len(table):,} films of {table.patient.nunique():,} patients'
+    read = f'{table.attrs["dataset"]}: {films}, {len(labels_of(table))} findings{uncertain}'
     return '; '.join([read, *[left_out]*(len(lost) > 0), *notes])
 
 # %% ../nbs/00_data.ipynb #2b204478
@@ -269,7 +273,8 @@ def _label_problems(y, labels):
     for c in labels:
         if (y[c] == 1).any() and (y[c] == 0).any(): continue
         if y[c].isna().all():
-            yield _problem('warning', 'no known label', y[c].isna(), f'no label of {c} is known', 'see where its column was lost, or drop the label')
+            do = 'see where its column was lost, or drop the label'
+            yield _problem('warning', 'no known label', y[c].isna(), f'no label of {c} is known', do)
             continue
         check, what = ('no negative', 'absent') if (y[c] == 1).any() else ('no positive', 'present')
         yield _problem('warning', check, y[c].notna(), f'{c} is never {what}', 'drop the label: its AUC is not defined')

@@ -114,7 +114,7 @@ def _last(img):
     return pixel if isinstance(pixel, (int, float)) else pixel[-1]
 
 # %% ../nbs/00aa_pictures.ipynb #2062f891
-_marker = re.compile(rb'\xff+([^\x00\xff\xd0-\xd7])')
+_marker = re.compile(rb'\xff([^\x00\xff\xd0-\xd7])') # fill bytes may stand before it; a pattern that begins with one byte is found fast
 
 def jpeg_segments(
     data, # bytes of a JPEG
@@ -122,7 +122,7 @@ def jpeg_segments(
     "The segments of a JPEG; an error where its end marker is missing"
     at, found = 2, []
     while m := _marker.search(data, at):
-        if found: found[-1] = (*found[-1][:3], m.start())
+        if found: found[-1] = (*found[-1][:3], at + len(data[at:m.start()].rstrip(b'\xff')))
         code, at = m[1][0], m.end()
         if code == 0xD9 and any(o[0] == 0xDA for o in found): return found
         if code in (0x01, 0xD8, 0xD9): continue
@@ -212,6 +212,7 @@ def _spliced(data, scans):
 
 def _holes(data, scans):
     "Runs of zeros in the scans: (start, end, AC scan?, end of the data there), the last run before a marker; four at most"
+    if bytes(64) not in data: return []
     found = {}
     for head, start, end in scans:
         for m in _hole.finditer(data, start, end): found[_next.search(data, m.end()).start()] = *m.span(), head[1 + 2*head[0]] > 0

@@ -56,7 +56,8 @@ def _csv_problem(path, e):
     "What keeps a file from being read"
     if isinstance(e, UnicodeDecodeError): return f'is not UTF-8 (byte {e.start}): save it with UTF-8 encoding'
     if isinstance(e, pd.errors.EmptyDataError): return 'is empty: copy or download it again'
-    if isinstance(e, (pd.errors.ParserError, pd.errors.ParserWarning, csv.Error)): return f'has a broken row{_broken(path)}: mend or remove it'
+    broken = pd.errors.ParserError, pd.errors.ParserWarning, csv.Error
+    if isinstance(e, broken): return f'has a broken row{_broken(path)}: mend or remove it'
     if isinstance(e, OSError) and e.strerror: return f'cannot be read ({e.strerror}): copy or download it again'
     return f'cannot be read ({printable(e) or type(e).__name__}): copy or download it again'
 
@@ -113,7 +114,8 @@ def _parse(path, names, ids, text):
     blank = {raw: _BLANK for raw in names if raw.strip() not in ids}
     with _filters, warnings.catch_warnings(): # filters belong to the process, not to a thread
         warnings.simplefilter('error', pd.errors.ParserWarning)
-        return pd.read_csv(path, dtype=kind, encoding='utf-8-sig', low_memory=False, index_col=False, keep_default_na=False, na_values=blank)
+        how = dict(encoding='utf-8-sig', low_memory=False, index_col=False, keep_default_na=False)
+        return pd.read_csv(path, dtype=kind, na_values=blank, **how)
 
 def read_csv(
     path:Path, # the file; `.gz`, `.zip` and so on are understood
@@ -194,7 +196,8 @@ def _refuse_pattern(column, bad, path, expected):
     "Refuse names that are not built as the data set builds them"
     bad = np.flatnonzero(bad)
     if len(bad):
-        raise DataError(f'{path}: {column.name} is {column.tolist()[bad[0]]!r} in row {bad[0]} ({len(bad):,} such rows); expected {expected}')
+        first = f'{column.tolist()[bad[0]]!r} in row {bad[0]}'
+        raise DataError(f'{path}: {column.name} is {first} ({len(bad):,} such rows); expected {expected}')
 
 # %% ../nbs/00d_readers.ipynb #00d00013
 def _asked_findings(labels):
@@ -233,7 +236,9 @@ def _official(root, images):
         if not (root / file).is_file(): continue
         listed = stems.isin({film_stem(o) for o in _read_list(root / file)})
         both = images[listed & split.notna()]
-        if len(both): raise DataError(f'{root}: {len(both):,} films are in train_val_list.txt and in {file} ({few(both)}): keep each in one')
+        if len(both):
+            lists = f'train_val_list.txt and in {file}'
+            raise DataError(f'{root}: {len(both):,} films are in {lists} ({few(both)}): keep each in one')
         if not listed.any(): notes.append(f'{file} names none of these films')
         split[listed] = name
     return split, notes
@@ -318,8 +323,8 @@ def _mimic_labels(root, films, labeler, blank):
     df = films.merge(y, on=_MIMIC_IDS, how='left', validate='m:1', indicator='labelled')
     n = int((df.labelled != 'both').sum())
     if n == len(df):
-        raise DataError(f'{root}: none of the {n:,} films has labels of {labeler}: the first study is {films.study_id.iloc[0]} in the list of films '
-                        f'and {first} in that of labels; download both again')
+        studies = f'{films.study_id.iloc[0]} in the list of films and {first} in that of labels'
+        raise DataError(f'{root}: none of the {n:,} films has labels of {labeler}: the first study is {studies}; download both again')
     return df, [f'{n:,} films of studies without labels'] * (n > 0)
 
 @register_reader('mimic')
@@ -419,7 +424,8 @@ def _vindr(root, csv=None, agree=2):
 
 def _vindr_lists(root):
     "PhysioNet's lists by part, wherever they lie"
-    places = {part: [o for o in (f'annotations_{part}.csv', f'**/annotations_{part}.csv') if any(root.glob(o))] for part in ('train', 'test')}
+    def there(part): return [o for o in (f'annotations_{part}.csv', f'**/annotations_{part}.csv') if any(root.glob(o))]
+    places = {part: there(part) for part in ('train', 'test')}
     return {part: find_one(root, *patterns) for part, patterns in places.items() if patterns}
 
 def _refuse_agree(agree, df, path):

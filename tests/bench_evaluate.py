@@ -1,5 +1,7 @@
-"""`python tests/bench_evaluate.py [FILMS] [OPTIONS of cxrlg_evaluate]`: how long cxrlg_evaluate takes on made-up predictions of 14 findings by
-three models, and how much memory: 250,000 films unless another number is given. Seconds of the processor are what a busy machine does not change."""
+"""`python tests/bench_evaluate.py [FILMS] [OPTIONS of cxrlg_evaluate]`: time and memory of cxrlg_evaluate on made-up predictions.
+Three models score 14 findings of 250,000 films, unless another number is given. Seconds of the processor do not change on a busy machine.
+"""
+
 import os
 import resource
 import subprocess

@@ -46,7 +46,10 @@ def test_a_label_with_one_class_has_no_curve(films):
     y, p, patients = films
     y = np.column_stack([y[:, 0], np.zeros(len(y))])
     assert set(decision_curves(y, p, patients, labels=['a', 'b'], n_boot=5).label) == {'a'}
-    assert len(decision_curves(y * 0, p, patients, n_boot=5)) == 0 and len(group_gaps(y * 0, p, patients, pd.DataFrame(dict(g=patients % 2)))) == 0
+    assert (
+        len(decision_curves(y * 0, p, patients, n_boot=5)) == 0
+        and len(group_gaps(y * 0, p, patients, pd.DataFrame(dict(g=patients % 2)))) == 0
+    )
 
 
 @pytest.mark.parametrize('thresholds', [[0], [1.], []])

@@ -62,7 +62,9 @@ def test_what_the_command_leaves_and_says(command, here, tmp_path):
     assert re.search('Decisions</h2>', html) and 'Gaps between groups' in html
     tables = read_json(folder.tables)
     assert {'decisions', 'gaps', 'points', 'subgroups', 'changes', 'power'} <= set(tables) and len(tables['gaps']) == 12
-    assert list(pd.read_csv(folder.folds)) == ['image', 'patient', 'fold'] and read_json(folder.evaluation)['predictions'] == ['old.csv', 'new.csv']
+    assert list(pd.read_csv(folder.folds)) == ['image', 'patient', 'fold'] and read_json(folder.evaluation)[
+        'predictions'
+    ] == ['old.csv', 'new.csv']
     assert [p.name for p in tmp_path.iterdir()] == ['out']
 
 
@@ -77,7 +79,11 @@ def test_the_same_files_give_the_same_folder(here, tmp_path):
 def test_bad_input_is_one_line_and_nothing_is_written(command, here, tmp_path):
     pd.read_csv(here/'new.csv')[5:].to_csv(tmp_path/'new.csv', index=False)
     status, said, err = run(command, here, here/'old.csv', tmp_path/'new.csv', '--labels', 'labels.csv', '--out', tmp_path/'out')
-    assert status == 2 and 'lacks 5 films that another file has' in err.splitlines()[-1] and err.splitlines()[-1].startswith('cxrlg_evaluate: ')
+    assert (
+        status == 2
+        and 'lacks 5 films that another file has' in err.splitlines()[-1]
+        and err.splitlines()[-1].startswith('cxrlg_evaluate: ')
+    )
     assert [p.name for p in tmp_path.iterdir()] == ['new.csv']
     status, _, err = run(command, here, 'old.csv', '--labels', 'labels.csv', '--names', 'Edema')
     assert status == 2 and '--names Edema: write NAME=VALUE' in err

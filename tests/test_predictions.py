@@ -114,8 +114,15 @@ def test_packed_and_parquet(films, tmp_path):
     for name in ('p.csv.gz', 'q.parquet'): same(read(tmp_path/name, tmp_path/'labels.csv'), a)
 
 
-@pytest.mark.parametrize('as_written', [lambda v: v.map({1: 'True', 0: 'False'}), lambda v: v.map({1: '1.0', 0: '0.0'}), lambda v: v.astype(bool),
-                                        lambda v: v.astype('Int64')])
+@pytest.mark.parametrize(
+    'as_written',
+    [
+        lambda v: v.map({1: 'True', 0: 'False'}),
+        lambda v: v.map({1: '1.0', 0: '0.0'}),
+        lambda v: v.astype(bool),
+        lambda v: v.astype('Int64'),
+    ],
+)
 def test_labels_as_they_are_written(films, tmp_path, as_written):
     labels, a, _ = films
     written = labels.assign(**{l: as_written(labels[l]) for l in LABELS})
@@ -167,7 +174,9 @@ def test_a_competition_submission_against_its_training_labels(tmp_path):
     y, z, patients = simulate(60, [.3] * 14, [1.5] * 14)
     names = [f'{p:05d}_1_{i}.jpg' for i, p in enumerate(patients)]
     pd.DataFrame(dict(Image_name=names)).join(pd.DataFrame(expit(z), columns=CHEXPERT)).to_csv(tmp_path/'submission.csv', index=False)
-    pd.DataFrame(dict(Image_name=names, Sex='Male', Age=50)).join(pd.DataFrame(y, columns=CHEXPERT)).to_csv(tmp_path/'train.csv', index=False)
+    pd.DataFrame(dict(Image_name=names, Sex='Male', Age=50)).join(pd.DataFrame(y, columns=CHEXPERT)).to_csv(
+        tmp_path / 'train.csv', index=False
+    )
     study = read(tmp_path/'submission.csv', tmp_path/'train.csv')
     assert study.labels == CHEXPERT and any('as Grand X-Ray Slam writes them' in n for n in study.notes)
     assert study.films(study.folds).patient.nunique() == len(set(patients))
@@ -244,7 +253,11 @@ def test_probabilities_beside_logits(films):
 
 def test_scores_that_are_none(films):
     labels, a, _ = films
-    refused("Edema is 'high' for images/f002.png: a score is a number", a.assign(Edema=a.Edema.astype(object).where(a.index != 2, 'high')), labels)
+    refused(
+        "Edema is 'high' for images/f002.png: a score is a number",
+        a.assign(Edema=a.Edema.astype(object).where(a.index != 2, 'high')),
+        labels,
+    )
     refused('cannot be judged', a.assign(Edema=a.Edema.where(a.index != 2)), labels)
 
 

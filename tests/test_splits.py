@@ -189,7 +189,12 @@ def test_report_against_the_definitions():
         table = random_table(seed, 300, unknown)
         for folds in (make_folds(table, 4), make_folds(table, 4, group='image'), make_folds(table, 4, locked=.3)):
             report = balance_report(table, folds)
-            assert np.allclose([report.attrs[f'{k}_deviation'] for k in ('prevalence', 'pair', 'size')], figures(table, folds), rtol=1e-9, atol=1e-12)
+            assert np.allclose(
+                [report.attrs[f'{k}_deviation'] for k in ('prevalence', 'pair', 'size')],
+                figures(table, folds),
+                rtol=1e-9,
+                atol=1e-12,
+            )
             assert report.attrs['out'] == (folds == -1).sum()
             assert report.films.tolist() == (table[folds >= 0][NAMES] == 1).sum().tolist()
             assert report.patients['Mass'] == table[(folds >= 0) & (table.Mass == 1)].patient.nunique()

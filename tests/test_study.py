@@ -262,7 +262,9 @@ def test_scoring_that_is_stopped_ends_every_fold_at_its_next_batch(tmp_path, mon
         if cfg.fold == 1: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         for _ in range(1000):
             try: pixels[rows[:2]]
-            except concurrent.futures.CancelledError: ends.append(cfg.fold); raise
+            except concurrent.futures.CancelledError:
+                ends.append(cfg.fold)
+                raise
             time.sleep(.05)
     monkeypatch.setattr(study, '_locked_frame', long)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
