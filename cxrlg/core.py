@@ -26,7 +26,6 @@ from uuid import uuid4
 
 import filelock
 import numpy as np
-import pandas as pd
 import yaml
 from safetensors import SafetensorError
 
@@ -359,6 +358,7 @@ def labels_of(
 # %% ../nbs/00_core.ipynb #22427b4b
 def _first_text(y, names):
     "Where the first value is that is no number, or nothing"
+    import pandas as pd
     y = np.asarray(y, dtype=object)
     if y.ndim != 2: return ''
     values = pd.DataFrame(y)
@@ -369,9 +369,10 @@ def _first_text(y, names):
 
 def _as_numbers(y, names):
     "A float array of labels, where pandas' NA and None are NaN, or an error that names the first text"
+    from pandas import isna
     try:
         y = y.toarray() if hasattr(y, 'toarray') else np.asarray(y)
-        return np.where(pd.isna(y), np.nan, y).astype(float) if y.dtype == object else y.astype(float)
+        return np.where(isna(y), np.nan, y).astype(float) if y.dtype == object else y.astype(float)
     except (TypeError, ValueError):
         where = _first_text(y, names) or 'rows of different lengths, or what is no table'
         raise DataError(f'y must hold 1, 0 or NaN, one column a label: {where}') from None
@@ -446,8 +447,9 @@ def _as_text(value): return f"'{value}" if isinstance(value, str) and value.star
 
 def for_spreadsheets(
     table, # table that becomes a CSV file
-) -> pd.DataFrame: # the same; texts that begin like a formula have an apostrophe before them
+): # a DataFrame like it; texts that begin like a formula have an apostrophe before them
     "What a spreadsheet shows and never computes"
+    import pandas as pd
     of_text = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
     texts = {c: pd.Series([_as_text(v) for v in table[c]], index=table.index, dtype=object) for c in of_text}
     return table.assign(**texts).rename(columns=_as_text)
