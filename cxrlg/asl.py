@@ -14,7 +14,9 @@ from .core import DataError
 
 # %% ../nbs/03_asl.ipynb #615659fe
 def _refuse(odd):
-    if odd: raise DataError('targets hold values below 0 or above 1: 1 is present, 0 absent, NaN unknown; -1 (uncertain) has to become one of them')
+    if not odd: return
+    raise DataError('targets hold values below 0 or above 1: 1 is present, 0 absent, NaN unknown; '
+                    '-1 (uncertain) has to become one of them')
 
 def _send(flag):
     "Copy a flag from the GPU without waiting; the copy, and a function that tells whether it has arrived"

@@ -118,7 +118,7 @@ def on_disk(
 def patient_key(
     patient, # id of a patient
 ) -> str: # the same for ids that may be one person's
-    "What ids have in common that a spreadsheet or a merge may have changed: `12` and `12.0`, `7` and `007`, `1000` and `1E+03`, `p1` and `P1`"
+    "What spellings of an id share after a spreadsheet or a merge: `12` and `12.0`, `7` and `007`, `1000` and `1E+03`, `p1` and `P1`"
     text = unicodedata.normalize('NFKC', ' '.join(str(patient).split())).casefold()
     found = _NUMBER.fullmatch(text)
     if not found: return text
