@@ -195,11 +195,11 @@ def test_audit_of_one_film_under_two_spellings(table):
 def test_an_ascii_locale(tmp_path, locale, read):
     write_films(tmp_path, ['\u00e9.png', 'b.png'])
     write_rows(tmp_path, ['\u00e9.png,M\u00fcller,0,1', 'b.png,p,1,0'])
-    read = "read_table('csv', sys.argv[1], labels=['Edema', 'Mass'], verbose=False)"
-    code = f'import sys; from cxrlg.data import read_table; print(len({read}))'
+    call = "read_table('csv', sys.argv[1], labels=['Edema', 'Mass'], verbose=False)"
+    code = f'import sys; from cxrlg.data import read_table; print(len({call}))'
     env = os.environ | dict(LC_ALL='C', PYTHONPATH=str(ROOT)) | locale
     out = subprocess.run([sys.executable, '-c', code, str(tmp_path)], env=env, capture_output=True, text=True)
-    if read:assert out.stdout == '2\n', out.stderr
+    if read: assert out.stdout == '2\n', out.stderr
     else: assert 'DataError: the locale (ascii) has no way to name the film' in out.stderr.replace('utf-8', 'ascii')
 
 
