@@ -167,6 +167,7 @@ def after_backward(self:StepGuard):
 # %% ../nbs/05a_callbacks.ipynb #16a00004
 @patch
 def before_step(self:StepGuard):
+    "Clip the gradient, and tell the optimizer whether to leave the step out"
     params = [p for p in self.model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in params])
     self.bad = self.poison | ~torch.isfinite(norm)
@@ -175,11 +176,14 @@ def before_step(self:StepGuard):
     self.couplings = None if self.label_graph is None else self.label_graph.A.detach().clone()
 
 @patch
-def after_cancel_step(self:StepGuard): self.bad, self.couplings = torch.ones_like(self.poison), None
+def after_cancel_step(self:StepGuard):
+    "A step that another callback cancels counts as bad, and has no couplings to put back"
+    self.bad, self.couplings = torch.ones_like(self.poison), None
 
 @patch
 @torch.no_grad()
 def after_step(self:StepGuard):
+    "Put back the couplings of a step left out, and count"
     if self.couplings is not None:
         A = self.label_graph.A
         A.copy_(torch.where(self.bad, self.couplings, A))
@@ -192,6 +196,7 @@ def after_step(self:StepGuard):
 # %% ../nbs/05a_callbacks.ipynb #16a00006
 @patch
 def after_train(self:StepGuard):
+    "Say how many steps of the epoch were left out; end after too many in a row"
     count, run, begin, last = self.counts.tolist()
     self.skipped, self.total = count - self.total, count
     if run >= self.patience or run >= self.steps > 0: self.end(run, begin)
@@ -217,7 +222,9 @@ def place(self:StepGuard, at):
     return f'epoch {epoch + 1}, batch {batch + 1} (films {few(films, 3)})'
 
 @patch
-def after_fit(self:StepGuard): self.opt.opt.found_inf = None
+def after_fit(self:StepGuard):
+    "Leave the optimizer as it was found"
+    self.opt.opt.found_inf = None
 
 # %% ../nbs/05a_callbacks.ipynb #38ae7abd
 class History(Callback):
@@ -255,6 +262,7 @@ class History(Callback):
 # %% ../nbs/05a_callbacks.ipynb #16a00008
 @patch
 def after_batch(self:History):
+    "Add a batch to the sums, on the device"
     n, loss = len(self.y), self.loss.detach()
     ok = torch.isfinite(loss) | (not self.training)
     self.total += torch.where(ok, loss*n, 0.)
@@ -267,16 +275,20 @@ def after_batch(self:History):
 
 @patch
 def after_train(self:History):
+    "Close the bar; keep the loss and the speed of training"
     self.progress.close()
     self.seconds = time.perf_counter() - self.start
     self.train_loss, self.speed = self.mean, self.films/self.seconds
 
 @patch(as_prop=True)
-def mean(self:History): return self.total.item()/max(self.count.item(), 1)
+def mean(self:History):
+    "Mean loss of the films so far"
+    return self.total.item()/max(self.count.item(), 1)
 
 # %% ../nbs/05a_callbacks.ipynb #16a0000a
 @patch
 def after_validate(self:History):
+    "Make the epoch's row; numbers that are not finite end the training"
     probs, loss = torch.sigmoid(torch.cat(self.preds)).float().cpu().numpy(), self.mean
     if not (math.isfinite(loss) and np.isfinite(probs).all()):
         end_training(self.learn, f'epoch {self.epoch + 1}: the averaged weights give numbers on the held-out films '
@@ -295,10 +307,13 @@ def _of_others(self:History):
 
 @patch
 def after_fit(self:History):
+    "Close the bar, also of a training that was stopped"
     if self.progress: self.progress.close()
 
 @patch(as_prop=True)
-def table(self:History) -> pd.DataFrame: return pd.DataFrame(self.rows)
+def table(self:History) -> pd.DataFrame:
+    "One row an epoch"
+    return pd.DataFrame(self.rows)
 
 # %% ../nbs/05a_callbacks.ipynb #0eac4a89
 class EpochSeed(Callback):
@@ -344,6 +359,7 @@ class Checkpoint(Callback):
 # %% ../nbs/05a_callbacks.ipynb #16a0000c
 @patch
 def after_epoch(self:Checkpoint):
+    "Write the state, whole or not at all"
     if self.epoch < self.start: return
     try:
         with new_file(self.path) as tmp, open(tmp, 'wb') as f: torch.save(self.state(), f)

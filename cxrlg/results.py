@@ -199,7 +199,11 @@ def films(self:Study,
     return pd.concat([first[f] for f in folds], ignore_index=True)
 
 @patch
-def targets(self:Study, folds): return self.films(folds)[[f'y:{l}' for l in self.labels]].set_axis(self.labels, axis=1)
+def targets(self:Study,
+    folds, # fold numbers, or 'locked'
+)->pd.DataFrame: # [n, L]: 1 present, 0 absent, NaN unknown; in the order of `films`
+    "Targets of some folds"
+    return self.films(folds)[[f'y:{l}' for l in self.labels]].set_axis(self.labels, axis=1)
 
 @patch
 def _logits(self:Study, key, frame, letter):

@@ -193,27 +193,17 @@ def copy_of_the_repository(dst):
     return dst
 
 
+def asked(**parameters):
+    "Parameters as papermill's command takes them: plain ones by -p, mappings as YAML by -y"
+    plain = {k: v for k, v in parameters.items() if not str(v).startswith('{')}
+    args = [a for name, value in plain.items() for a in ('-p', name, str(value))]
+    return args + [a for name in parameters.keys() - plain.keys() for a in ('-y', f'{name}: {parameters[name]}')]
+
+
 @pytest.mark.parametrize('where', ['redirected from nbs', 'to a path from elsewhere'])
 def test_papermill_trains_the_fold_it_is_told(tmp_path, where):
     repo = copy_of_the_repository(tmp_path)
-    quick = [
-        '-p',
-        'fold',
-        '2',
-        '-y',
-        'data_args: {n_patients: 40}',
-        '-p',
-        'epochs',
-        '1',
-        '-p',
-        'size',
-        '32',
-        '-p',
-        'arch',
-        'test_resnet',
-        '-y',
-        'arch_args: {}',
-    ]
+    quick = asked(fold=2, data_args='{n_patients: 40}', epochs=1, size=32, arch='test_resnet', arch_args='{}')
     env = {k: v for k, v in os.environ.items() if k != 'CXRLG_RUNS'}
     args = [sys.executable, '-m', 'papermill']
     if where == 'redirected from nbs':
@@ -231,25 +221,7 @@ def test_papermill_trains_the_fold_it_is_told(tmp_path, where):
 def test_papermill_from_anywhere_writes_to_the_repository(tmp_path):
     "Called from a folder outside the repository, results still go to runs/ at its root"
     study = f'test-{os.getpid()}'
-    quick = [
-        '-p',
-        'fold',
-        '1',
-        '-p',
-        'study',
-        study,
-        '-y',
-        'data_args: {n_patients: 40}',
-        '-p',
-        'epochs',
-        '1',
-        '-p',
-        'size',
-        '32',
-        '-p',
-        'arch',
-        'test_resnet',
-    ]
+    quick = asked(fold=1, study=study, data_args='{n_patients: 40}', epochs=1, size=32, arch='test_resnet')
     env = {k: v for k, v in os.environ.items() if k != 'CXRLG_RUNS'}
     try:
         subprocess.run(
