@@ -141,6 +141,13 @@ def _held_out_loss(X, y, fold, C):
     parts = [fold != k for k in np.unique(fold) if len(set(y[fold != k])) == 2]
     return sum(_log_loss(y[~p], _logistic(X[p], y[p], C).decision_function(X[~p])) for p in parts)
 
+def _prepared(z, y, groups, seed, n_splits):
+    "What stacking and ridge begin with: logits only rescaled, logits in standard units, patients' codes and folds over them"
+    mean, sd = z.mean(0), np.maximum(z.std(0), 1e-9)
+    codes = pd.factorize(np.asarray(groups))[0]
+    fold = (np.random.default_rng(seed).permutation(codes.max() + 1) % n_splits)[codes]
+    return _fit_scale(z, y, groups)[0], lambda new: (new - mean) / sd, codes, fold
+
 def fit_stacking(
     z, # [n, L] logits
     y, # [n, L] targets
@@ -150,10 +157,9 @@ def fit_stacking(
     n_splits=5, # folds over patients
 ) -> tuple: # function from new logits to corrected ones; coefficients [L, L]
     "A logistic model a label on all logits, L2 penalty chosen over patients; a label in too few patients is only rescaled"
-    codes, L = pd.factorize(np.asarray(groups))[0], z.shape[1]
-    scaled, mean, sd = _fit_scale(z, y, groups)[0], z.mean(0), np.maximum(z.std(0), 1e-9)
-    X, coef, bias, done = (z - mean) / sd, np.zeros((L, L)), np.zeros(L), []
-    fold = (np.random.default_rng(seed).permutation(codes.max() + 1) % n_splits)[codes]
+    scaled, standard, codes, fold = _prepared(z, y, groups, seed, n_splits)
+    X, L, done = standard(z), z.shape[1], []
+    coef, bias = np.zeros((L, L)), np.zeros(L)
     for j in range(L):
         known = ~np.isnan(y[:, j])
         Xj, yj = X[known], y[known, j]
@@ -164,7 +170,7 @@ def fit_stacking(
         done.append(j)
     def apply(new):
         out = scaled(new)
-        out[..., done] = ((new - mean) / sd @ coef + bias)[..., done]
+        out[..., done] = (standard(new) @ coef + bias)[..., done]
         return out
     return apply, pd.DataFrame(coef)
 
@@ -203,10 +209,9 @@ def fit_ridge(
     n_splits=5, # folds over patients
 ) -> tuple: # function from new logits to corrected ones; coefficients [L, L]
     "A logistic model a label on the other logits beside its own as offset; a label in too few patients is only rescaled"
-    codes, L = pd.factorize(np.asarray(groups))[0], z.shape[1]
-    scaled, mean, sd = _fit_scale(z, y, groups)[0], z.mean(0), np.maximum(z.std(0), 1e-9)
-    X, coef, bias = (z - mean) / sd, np.zeros((L, L)), np.zeros(L)
-    fold = (np.random.default_rng(seed).permutation(codes.max() + 1) % n_splits)[codes]
+    scaled, standard, codes, fold = _prepared(z, y, groups, seed, n_splits)
+    X, L = standard(z), z.shape[1]
+    coef, bias = np.zeros((L, L)), np.zeros(L)
     parts = [fold != k for k in range(n_splits)]
     without = np.array([_fit_scale(z[p], y[p], groups)[0](z) for p in parts])
     for j in range(L):
@@ -217,7 +222,7 @@ def fit_ridge(
         if not C: continue
         b = _ridge_coefficients(Xj, yj, scaled(z)[known, j], C)
         coef[others, j], bias[j] = b[:-1], b[-1]
-    return lambda new: scaled(new) + (new - mean) / sd @ coef + bias, pd.DataFrame(coef)
+    return lambda new: scaled(new) + standard(new) @ coef + bias, pd.DataFrame(coef)
 
 # %% ../nbs/06g_corrections.ipynb #0b5cc985
 def _fit_ising(z, y, groups, seed=42):

@@ -71,14 +71,20 @@ class LabelGraph(nn.Module):
 
 # %% ../nbs/04_graph.ipynb #e50c9a36
 @patch(as_prop=True)
-def nonzero(self:LabelGraph): return int((self.weight() != 0).sum())
+def nonzero(self:LabelGraph) -> int: # of L x L entries
+    "How many couplings there are"
+    return int((self.weight() != 0).sum())
+
 @patch(as_prop=True)
-def strength(self:LabelGraph): return float(self.weight().detach().abs().sum())
+def strength(self:LabelGraph) -> float: # sum of the absolute couplings
+    "How strong the couplings are in all"
+    return float(self.weight().detach().abs().sum())
 
 @patch
 def couplings(self:LabelGraph,
     labels=None, # names of the labels; their numbers by default
 ) -> pd.DataFrame: # L x L: row i -> column j
+    "The couplings in use as a table"
     labels = range(self.n_labels) if labels is None else list(labels)
     return pd.DataFrame(self.weight().detach().cpu().numpy(), index=labels, columns=labels)
 
@@ -87,11 +93,13 @@ def couplings(self:LabelGraph,
 def ema_support_(self:LabelGraph,
     last:torch.Tensor, # [L, L] the last iterate of A, whose zeros are exact
 ): # self: entries of A that are zero in `last` are zero here too
+    "Give an average of sparse iterates the zeros of the last one"
     self.A.mul_((last != 0).to(self.A.dtype))
     return self
 
 @patch
 def extra_repr(self:LabelGraph):
+    "What PyTorch prints of the layer"
     return f'{self.n_labels}, alpha={self.alpha}, message={self.message!r}, symmetric={self.symmetric}'
 
 # %% ../nbs/04_graph.ipynb #785f29f5
@@ -183,6 +191,7 @@ class GraphL1(Callback):
 @patch
 @torch.no_grad()
 def after_loss(self:GraphL1):
+    "Average the gradient at A = 0, which gives lam_max, and the curvature of each receiver"
     g, w = self.label_graph, self._weight('batches')
     if g.received is None:
         raise DataError('the LabelGraph saw no batch in training mode: is it part of the forward pass?')
@@ -197,6 +206,7 @@ def _lam(self:GraphL1): return self.given if self.share is None else self.share 
 @patch
 @torch.no_grad()
 def before_step(self:GraphL1):
+    "Add the sub-gradient (`l1`), or take the gradient of A away from the optimizer (`prox`)"
     A = self.label_graph.A
     self.pending = None
     if A.grad is None: return
@@ -204,13 +214,19 @@ def before_step(self:GraphL1):
     else: self.pending, A.grad = A.grad, None
 
 @patch
-def after_cancel_step(self:GraphL1): self.pending = None
+def after_cancel_step(self:GraphL1):
+    "A step that is left out moves no coupling"
+    self.pending = None
+
 @patch
-def after_cancel_batch(self:GraphL1): self.pending = None
+def after_cancel_batch(self:GraphL1):
+    "Nor does a batch that is left out"
+    self.pending = None
 
 @patch
 @torch.no_grad()
 def after_step(self:GraphL1):
+    "The proximal step: along the averaged gradient, then soft thresholding"
     if self.pending is None: return
     w = self._weight('steps')
     self._average('grad', self.pending, w)
@@ -234,9 +250,14 @@ def after_train(self:GraphL1):
     self.lam_ratio = self.lam / self.lam_max if self.lam_max > 0 else math.nan
 
 @patch
-def state_dict(self:GraphL1): return dict(means={k: v.clone() for k, v in self.means.items()}, counts=dict(self.counts))
+def state_dict(self:GraphL1) -> dict: # of tensors and plain values
+    "What a resumed training needs"
+    return dict(means={k: v.clone() for k, v in self.means.items()}, counts=dict(self.counts))
+
 @patch
-def load_state_dict(self:GraphL1, sd): self.means, self.counts = dict(sd['means']), dict(sd['counts'])
+def load_state_dict(self:GraphL1, sd):
+    "Put back what `state_dict` gave"
+    self.means, self.counts = dict(sd['means']), dict(sd['counts'])
 
 # %% ../nbs/04_graph.ipynb #2b02e2b7
 def planted_logits(
