@@ -117,6 +117,7 @@ def test_the_readmes_table_says_what_the_findings_page_says():
 
 
 @pytest.mark.parametrize('name, start', [
+    ('phantom', '| drawn'),
     ('nih128', '| real, the same four blocks'),
     ('nih128_pretrained', '| real, pretrained'),
     ('nih128_seresnext', '| real, the paper'),
