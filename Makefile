@@ -2,15 +2,16 @@
 # make quick   the tests that take no more than seconds each          make docs   renders the site with Quarto
 # make lab     opens the notebooks                                    make lock   resolves requirements.in again
 # make notebooks    runs every notebook, or NB="05_train ...", and saves the outputs
+# make fuzz        films, tables, configurations and predictions changed at random, for ten minutes
 # make test-latest  the same tests with the newest release of each dependency within the bounds of settings.ini
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 CONFIG ?= configs/phantom.yaml
 UV := uv==0.13.9
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test quick test-latest docs lab notebooks lock lock-check clean
+.PHONY: study test quick fuzz test-latest docs lab notebooks lock lock-check clean
 
 study: .venv/ready
 	$(BIN)/cxrlg_study $(CONFIG)
@@ -20,6 +21,9 @@ test: .venv/ready
 
 quick: .venv/ready
 	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests
+
+fuzz: .venv/ready
+	$(BIN)/python -W ignore tests/fuzz.py 600
 
 test-latest:
 	$(PYTHON) -m venv .venv-latest
@@ -41,7 +45,7 @@ notebooks: .venv/ready
 
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install -q $(UV)
-	echo "# Every package at one version, for Linux x86-64 and macOS arm64, Python 3.11 and 3.12; \`make lock\` makes it from requirements.in." > requirements.lock
+	echo "# Every package at one version, for Linux x86-64 and macOS arm64, Python 3.11 to 3.13; \`make lock\` makes it from requirements.in." > requirements.lock
 	.venv-lock/bin/uv pip compile -q --universal --python-version 3.11 --annotation-style line --no-header requirements.in >> requirements.lock
 	rm -rf .venv-lock
 
@@ -49,7 +53,7 @@ lock-check: .venv/ready
 	$(BIN)/python tests/check_lock.py
 
 .venv/ready: requirements.lock settings.ini setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' || { echo "cxrlg needs Python 3.11 or 3.12; found $$($(PYTHON) -V): say make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12), (3, 13)})' || { echo "cxrlg needs Python 3.11, 3.12 or 3.13; found $$($(PYTHON) -V): say make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q $(UV)
 	$(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode -r requirements.lock

@@ -7,6 +7,7 @@ __all__ = ['AsymmetricLoss']
 
 # %% ../nbs/03_asl.ipynb #644eb4c5
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
@@ -51,18 +52,6 @@ class AsymmetricLoss(nn.Module):
         if not torch.compiler.is_compiling(): self._refuse_odd(targets)
         with torch.autocast(logits.device.type, enabled=False): return self._loss(logits.float(), targets.float())
 
-    def _refuse_odd(self, targets):
-        "Refuse targets below 0 or above 1: at once, or on a GPU as soon as the answer has arrived, for which nothing waits"
-        odd = ((targets < 0) | (targets > 1)).any()
-        if targets.device.type != 'cuda': return _refuse(odd)
-        self.odd = odd if self.odd is None else self.odd | odd
-        if self.sent is not None:
-            answer, arrived = self.sent
-            if not arrived(): return
-            if answer: self.odd = self.sent = None
-            _refuse(answer)
-        self.sent = _send(self.odd)
-
     def __getstate__(self): return self.__dict__ | dict(odd=None, sent=None)
 
     def _loss(self, z, y):
@@ -71,22 +60,41 @@ class AsymmetricLoss(nn.Module):
         pos, neg = y * self._positive(z), (1 - y) * self._negative(z)
         return self._reduce(-(pos + neg) * known, known)
 
-    def _focus(self, p, gamma):
-        "The focusing weight p^gamma, constant for the gradient unless `focus_grad`"
-        return (p if self.focus_grad else p.detach()).pow(gamma) if gamma else 1.
-
-    def _positive(self, z):
-        "(1-p)^gamma_pos log p"
-        return self._focus(torch.sigmoid(-z), self.gamma_pos) * F.logsigmoid(z)
-
-    def _negative(self, z):
-        "p_m^gamma_neg log(1-p_m), the logarithm exact for any logit"
-        log_1p = F.logsigmoid(-z) if self.clip == 0 else torch.log((torch.sigmoid(-z) + self.clip).clamp(max=1))
-        return self._focus((torch.sigmoid(z) - self.clip).clamp(min=0), self.gamma_neg) * log_1p
-
-    def _reduce(self, loss, known):
-        if self.reduction == 'none': return loss
-        return loss.sum() if self.reduction == 'sum' else loss.sum() / known.sum().clamp(min=1)
-
     def extra_repr(self):
         return f'gamma_neg={self.gamma_neg}, gamma_pos={self.gamma_pos}, clip={self.clip}, reduction={self.reduction!r}'
+
+# %% ../nbs/03_asl.ipynb #615659a1
+@patch
+def _focus(self:AsymmetricLoss, p, gamma):
+    "The focusing weight p^gamma, constant for the gradient unless `focus_grad`"
+    return (p if self.focus_grad else p.detach()).pow(gamma) if gamma else 1.
+
+@patch
+def _positive(self:AsymmetricLoss, z):
+    "(1-p)^gamma_pos log p"
+    return self._focus(torch.sigmoid(-z), self.gamma_pos) * F.logsigmoid(z)
+
+@patch
+def _negative(self:AsymmetricLoss, z):
+    "p_m^gamma_neg log(1-p_m), the logarithm exact for any logit"
+    log_1p = F.logsigmoid(-z) if self.clip == 0 else torch.log((torch.sigmoid(-z) + self.clip).clamp(max=1))
+    return self._focus((torch.sigmoid(z) - self.clip).clamp(min=0), self.gamma_neg) * log_1p
+
+@patch
+def _reduce(self:AsymmetricLoss, loss, known):
+    if self.reduction == 'none': return loss
+    return loss.sum() if self.reduction == 'sum' else loss.sum() / known.sum().clamp(min=1)
+
+# %% ../nbs/03_asl.ipynb #615659a3
+@patch
+def _refuse_odd(self:AsymmetricLoss, targets):
+    "Refuse targets below 0 or above 1: at once, or on a GPU as soon as the answer has arrived, for which nothing waits"
+    odd = ((targets < 0) | (targets > 1)).any()
+    if targets.device.type != 'cuda': return _refuse(odd)
+    self.odd = odd if self.odd is None else self.odd | odd
+    if self.sent is not None:
+        answer, arrived = self.sent
+        if not arrived(): return
+        if answer: self.odd = self.sent = None
+        _refuse(answer)
+    self.sent = _send(self.odd)

@@ -191,6 +191,7 @@ def write_json(
     "Write JSON, whole or not at all"
     with atomic_write(path) as tmp: tmp.write_text(json.dumps(content, indent=indent), encoding='utf-8')
 
+# %% ../nbs/00_core.ipynb #3ebf18a1
 class _PlainYaml(yaml.SafeLoader):
     "YAML in which a name stands once, and a number means what it looks like"
     def _refuse(self, node, problem): raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
