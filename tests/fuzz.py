@@ -21,8 +21,8 @@ from cxrlg.films import read_film
 from cxrlg.predictions import read_predictions
 from cxrlg.study import read_config
 
-JUNK = [b'', b'\0', b'\xff', b'\xef\xbb\xbf', b',', b'"', b'\n', b'\r', b';', b'\t', b'-1', b'1e309', b'nan', b'NA', b'=1+1', b'../', b'\xe9',
-        b'0x10', b'007', b'1,5', b'- ', b': ', b'{', b'&a *a', b'\xc3\xa9', b'e\xcc\x81']
+JUNK = [b'', b'\0', b'\xff', b'\xef\xbb\xbf', b',', b'"', b'\n', b'\r', b';', b'\t', b'-1', b'1e309', b'nan', b'NA', b'=1+1', b'../',
+        b'\xe9', b'0x10', b'007', b'1,5', b'- ', b': ', b'{', b'&a *a', b'\xc3\xa9', b'e\xcc\x81']
 SECONDS = 60 # for one input: more is a find
 
 
@@ -96,8 +96,8 @@ def tables(folder):
     rows.join(y).to_csv(folder/'truth.csv', index=False)
     rows[['image']].join(pd.DataFrame(rng.random((n, 2)).round(4), columns=['Edema', 'Mass'])).to_csv(folder/'scores.csv', index=False)
     found = rng.choice(['Edema|Mass', 'No Finding', 'Hernia'], n)
-    nih_rows = {'Image Index': [f'{i:08d}_000.png' for i in range(n)], 'Finding Labels': found, 'Follow-up #': 0, 'Patient ID': np.arange(n) // 2,
-                'Patient Age': 50, 'Patient Gender': 'F', 'View Position': 'PA'}
+    nih_rows = {'Image Index': [f'{i:08d}_000.png' for i in range(n)], 'Finding Labels': found, 'Follow-up #': 0,
+                'Patient ID': np.arange(n) // 2, 'Patient Age': 50, 'Patient Gender': 'F', 'View Position': 'PA'}
     pd.DataFrame(nih_rows).to_csv(folder/'nih.csv', index=False)
     (folder/'study.yaml').write_text('study: mine\ndata: phantom\narms: [none, prox]\nseeds: [42, 43]\nsize: 64\nlr: 2.0e-3\n')
     return [(labels, folder/'labels.csv'), (predictions, folder/'scores.csv'), (nih, folder/'nih.csv'), (read_config, folder/'study.yaml'),
@@ -123,7 +123,9 @@ def attempt(read, path, told):
     "Read one input in this process, and tell what came of it"
     signal.alarm(SECONDS)
     try: read(path)
-    except DataError as e: told.send(('refused', '') if '\n' not in str(e) and str(e).strip() else ('find', f'a message of no or several lines: {e!r}'))
+    except DataError as e:
+        one_line = str(e).strip() and '\n' not in str(e)
+        told.send(('refused', '') if one_line else ('find', f'a message of no or several lines: {e!r}'))
     except BaseException as e: told.send(('find', f'{type(e).__name__}: {e}'[:300]))
     else: told.send(('read', ''))
 
