@@ -92,6 +92,10 @@ class MacroAUC:
     skipped: dict # label -> reason
     def __float__(self): return self.macro
 
+def _ranks(s):
+    "Ranks in double precision: SciPy from 1.18 on ranks single-precision scores in single precision"
+    return rankdata(np.asarray(s, float))
+
 def _rank_auc(
     y:np.ndarray, # [n] 0 or 1, both present
     s:np.ndarray, # [n] scores
@@ -99,7 +103,7 @@ def _rank_auc(
     "AUC as the Mann-Whitney statistic"
     pos = y == 1
     n1, n0 = int(pos.sum()), int((~pos).sum())
-    return float((rankdata(s)[pos].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
+    return float((_ranks(s)[pos].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 def macro_auc(
     targets, # [n, L] 1 present, 0 absent, NaN unknown (masked)
@@ -414,9 +418,9 @@ def placements(
     s:np.ndarray, # [n] scores
 )->np.ndarray: # [n] share of the other class on the right side of each film
     "Placements by ranks"
-    pos, r, v = y == 1, rankdata(s), np.empty(len(y))
-    v[pos] = (r[pos] - rankdata(s[pos])) / (~pos).sum()
-    v[~pos] = 1 - (r[~pos] - rankdata(s[~pos])) / pos.sum()
+    pos, r, v = y == 1, _ranks(s), np.empty(len(y))
+    v[pos] = (r[pos] - _ranks(s[pos])) / (~pos).sum()
+    v[~pos] = 1 - (r[~pos] - _ranks(s[~pos])) / pos.sum()
     return v
 
 def clustered_variance(
@@ -447,7 +451,7 @@ def _delong_one(y, a, cluster, df, level):
 
 def _delong_two(y, a, b, cluster, df, level):
     "Change of the AUC of one label with its standard error, interval and p-value"
-    va, vb, alike = placements(y, a), placements(y, b), (rankdata(a) == rankdata(b)).all()
+    va, vb, alike = placements(y, a), placements(y, b), (_ranks(a) == _ranks(b)).all()
     change, se = (vb - va)[y == 1].mean(), 0. if alike else _standard_error(y, vb - va, cluster, certain=False)
     p = 1. if alike else 2 * student.sf(abs(change) / se, df)
     half = 0. if alike else student.ppf((1 + level) / 2, df) * se

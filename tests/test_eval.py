@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 from scipy.stats import norm
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
 
 from cxrlg.calibration import calibration, fit_platt, operating_points, roc_curves
@@ -353,3 +354,13 @@ def test_a_million_rows(n_patients):
     assert delong(y, s, clusters=pat).se.item() < .001
     c, peak = peak_of(lambda: calibration(y, expit(s), patients=pat, n_boot=24))
     assert np.isfinite(c.ece).all(axis=None) and c.table.n.sum() == len(y) and peak < 1e9, peak
+
+
+def test_ranks_are_double_where_scipy_keeps_single_precision(monkeypatch):
+    "SciPy 1.18 ranks float32 in float32: the sum of a hundred thousand ranks is then off"
+    def single(x): return rankdata(x).astype(x.dtype)
+    rng = np.random.default_rng(0)
+    y, s = (rng.random((100_000, 1)) < .3).astype(float), rng.normal(size=(100_000, 1)).astype(np.float32)
+    expect = roc_auc_score(y, s)
+    monkeypatch.setattr('cxrlg.eval.rankdata', single)
+    assert abs(macro_auc(y, s).macro - expect) < 1e-12
