@@ -98,6 +98,8 @@ def evaluate(
     n_boot:int=0, # bootstrap replicates; default: 2,000, or 1,000 from 100,000 films on
     margin:float=0.005, # largest change of macro AUC that does not matter
     couplings:bool=False, # fit couplings and their controls too: minutes to hours
+    unit:str='film', # what is judged: film, study or patient
+    views:Param('views whose films are used, such as PA AP; default: all', str, nargs='*')=None,
     overwrite:bool=False, # replace an earlier evaluation
     data:str='predictions', # what the films are, for the report
 ):
@@ -108,7 +110,7 @@ def evaluate(
         given, files = dict(names=_pairs('names', names), columns=_pairs('columns', columns)), _arms(predictions)
         from cxrlg.evaluate import evaluate_predictions
         given |= dict(order=order, logits=logits or None, only_shared=only_shared, uncertain=uncertain)
-        given |= dict(n_splits=n_splits, seed=seed, data=data)
+        given |= dict(n_splits=n_splits, seed=seed, data=data, unit=unit, views=views or None)
         report = evaluate_predictions(files, labels, out, n_boot, margin, couplings, overwrite, typed, **given)
     except DataError as e: _stop('cxrlg_evaluate', e, 2)
     except KeyboardInterrupt: _stop('cxrlg_evaluate', f'stopped; {out} was not written', 130)
@@ -134,6 +136,8 @@ def validate(
     share:float=0.3, # share of the patients there that scaling and new thresholds are fitted on
     corrections:Param('corrections to fit on the study and judge there; give none to leave them out', str, nargs='*')=None,
     uncertain:str='ignore', # labels of -1: ignore, zeros or ones
+    unit:str='film', # what is judged: film, study or patient
+    views:Param('views whose films are used, such as PA AP; default: all', str, nargs='*')=None,
     own_films:str='', # folder of the study's own films, where they have moved
     n_boot:int=2000, # bootstrap replicates
     seed:int=42, # of the share
@@ -149,6 +153,7 @@ def validate(
         from cxrlg.validate import validate as work
         more = {} if corrections is None else dict(corrections=corrections)
         given = dict(shared_ids=shared_ids, share=share, uncertain=uncertain, own_films=own_films, n_boot=n_boot, seed=seed)
+        given |= dict(unit=unit, views=views or None)
         report = work(study, data, data_dir, map, out, arm, options, command=typed, overwrite=overwrite, **given, **more)
     except DataError as e: _stop('cxrlg_validate', e, 2)
     except KeyboardInterrupt: _stop('cxrlg_validate', f'stopped; {out} was not written', 130)

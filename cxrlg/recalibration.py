@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from .core import clip_logit
-from .eval import known_mean, no_auc, patient_codes
+from .eval import no_auc, patient_codes
 
 # %% ../nbs/06bb_recalibration.ipynb #0bb00011
 def _fit_line(y, z, rounds=60):
@@ -36,14 +36,14 @@ def _fit_shift(y, z, rounds=200):
     return a
 
 def _line_of(y, z, pat, n_patients):
-    "Slope and intercept of one label, and what each patient adds to them [P, 2]"
+    "Slope and intercept of one label, what each patient adds to them [P, 2], and the information on the slope"
     if no_auc(y): return None
     found, a = _fit_line(y, z), _fit_shift(y, z)
     if found is None: return None
     (b, inverse), p = found, expit(a + z)
     slope = ((y - expit(b[0] + b[1] * z))[:, None] * np.c_[np.ones(len(z)), z]) @ inverse[1]
     shift = (y - p) / (p * (1 - p)).sum()
-    return (b[1], a), np.stack([np.bincount(pat, v, n_patients) for v in (slope, shift)], 1)
+    return (b[1], a), np.stack([np.bincount(pat, v, n_patients) for v in (slope, shift)], 1), 1 / inverse[1, 1]
 
 def calibration_line(
     targets, # [n, L] 1 present, 0 absent, NaN unknown (masked)
@@ -54,14 +54,16 @@ def calibration_line(
     "Calibration slope and intercept of each label, and their means; none for a label of one class, or whose classes a threshold parts"
     y, z = np.asarray(targets, float), clip_logit(probs, 1e-7)
     pat, ids = patient_codes(patients, len(y))
-    value, parts = np.full((y.shape[1], 2), np.nan), np.full((len(ids), y.shape[1], 2), np.nan)
+    value, parts, weight = np.full((y.shape[1], 2), np.nan), np.zeros((len(ids), y.shape[1], 2)), np.zeros((y.shape[1], 2))
     for l in range(y.shape[1]):
         k = ~np.isnan(y[:, l])
         found = _line_of(y[k, l], z[k, l], pat[k], len(ids))
-        if found is not None: value[l], parts[:, l] = found
-    every = np.concatenate([parts, known_mean(parts, 1)[:, None]], 1)
+        if found is not None: value[l], parts[:, l], weight[l] = *found[:2], (found[2], 1)
+    with np.errstate(invalid='ignore'): weight = weight / weight.sum(0)
+    every = np.concatenate([parts, (parts * weight).sum(1, keepdims=True)], 1)
     half = norm.ppf((1 + level) / 2) * np.sqrt(len(ids) / max(len(ids) - 1, 1) * (every**2).sum(0))
-    value = np.vstack([value, known_mean(value, 0)])
+    value = np.vstack([value, np.where(np.isnan(weight), np.nan, np.nan_to_num(value) * weight).sum(0)])
+    half[np.isnan(value)] = np.nan
     columns = {}
     for i, name in enumerate(('slope', 'intercept')):
         for end, side in (('', 0), ('_low', -1), ('_high', 1)): columns[name + end] = value[:, i] + side * half[:, i]

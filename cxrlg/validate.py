@@ -39,6 +39,7 @@ from .report import page_table, with_interval
 from .results import Study, StudyFolder, read_study
 from .sheets import canonical
 from .train import load_data, refuse_fatal
+from .units import by_unit, units_of
 
 # %% ../nbs/08c_validate.ipynb #08c00009
 def _alike(label, free, labels):
@@ -359,6 +360,13 @@ def _write(folder, sets, tables, page, figure):
     for name, content in (('auc.png', figure.png), ('report.html', page.encode())):
         with atomic_write(folder / name) as f: f.write_bytes(content)
 
+def _sets(study, films, y, logits, unit, views):
+    "Both sets, the films there by their cases"
+    if unit == 'film' and not views: return Sets(study, films, y, logits)
+    units = units_of(films, unit, views)
+    p = units.mean(expit(logits))
+    return Sets(study, units.films, units.any_positive(y), clip_logit(p))
+
 def _judgeable(study, table, names):
     "The findings that both sets can judge, or one line that says why there is none"
     matched = match_findings(study.labels, table.attrs['labels'], names)
@@ -383,6 +391,8 @@ def validate(
     share:float=.3, # share of the patients there that Platt scaling, prevalence and new thresholds are fitted on
     corrections=('scale', 'couplings', 'stacking'), # corrections that are fitted on the study and judged there
     uncertain:str='ignore', # what a label of -1 becomes, as in `read_table`
+    unit:str='film', # what is judged in both sets: `film`, `study` or `patient`, as in `by_unit`
+    views=None, # views whose films are used in both sets, such as ['PA', 'AP']; None: all
     own_films:str='', # folder of the study's own films, where they have moved
     n_boot:int=2000, # bootstrap replicates
     seed:int=42, # of the share, and of everything drawn
@@ -398,11 +408,11 @@ def validate(
         grid = study.grid(predictor.arm)
         table, notes = _other_people(table, study.films(grid[1]).patient, shared_ids)
         findings, y, study = _judgeable(study, table, names)
-        fit = _fitting(table.patient, share, seed)
         pixels = PixelCache(table, data_dir, predictor.size, predictor.mode, progress=verbose)
         twins, said = _twins(study, own_films, table, pixels)
         logits = _predicted(predictor, grid, pixels, verbose)[..., [predictor.labels.index(l) for l in y]]
-        sets = Sets(study, table.drop(columns=table.attrs['labels']), y, logits)
+        sets = _sets(by_unit(study, unit, views), table.drop(columns=table.attrs['labels']), y, logits, unit, views)
+        fit = _fitting(sets.films.patient, share, seed)
         tables = dict(findings=findings) | _tables(sets, fit, corrections, n_boot, seed) | dict(twins=twins)
         facts = dict(notes=[*study.notes, *notes, *said], data=data, judged=int((~fit).sum()), fitted=int(fit.sum()), n_boot=n_boot,
                      command=command, title=f'{study.name} on other films')

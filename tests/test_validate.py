@@ -154,6 +154,16 @@ def test_an_earlier_validation_is_replaced_only_when_asked(study, away, tmp_path
     judge(study, away, tmp_path/'out', overwrite=True)
 
 
+def test_patients_may_be_judged_in_place_of_films(study, away, tmp_path):
+    judge(study, away, tmp_path/'out', unit='patient')
+    found, listed = pd.read_csv(tmp_path/'out'/'predictions.csv'), pd.read_csv(away/'labels.csv')
+    assert found.image.tolist() == listed.patient.unique().tolist() and found.n_films.sum() == len(listed)
+    assert 'unit patient' in (tmp_path/'out'/'report.html').read_text()
+    auc = pd.read_csv(tmp_path/'out'/'auc.csv').set_index('label')
+    assert auc.n_pos['Edema'] == listed.groupby('patient').Edema.max().sum()
+    with pytest.raises(DataError, match='add a column study'): judge(study, away, tmp_path/'no', unit='study')
+
+
 def test_a_study_whose_films_are_gone_is_validated_and_says_so(study, away, tmp_path):
     moved = shutil.copytree(study, tmp_path/'moved')
     for path in moved.glob('none/*/*/config.json'):
