@@ -295,6 +295,7 @@ def _identity_problems(table, y):
     what = f'the same image in several rows: {few(table.image[twice & ~other].unique(), 3)}'
     yield _problem('fatal', 'image twice', twice & ~other, what, 'keep one row of each')
 
+# %% ../nbs/00_data.ipynb #2b20447a
 def _study_problems(table, y):
     "Films of one study that are labelled otherwise"
     if 'study' not in table: return

@@ -15,8 +15,8 @@ def films():
     "A hundred films of forty patients, up to three studies each, in an order of its own"
     rng = np.random.default_rng(0)
     patient = rng.integers(40, size=100)
-    table = pd.DataFrame(dict(image=[f'{i}.png' for i in range(100)], patient=patient.astype(str), study=rng.integers(3, size=100).astype(str)))
-    return table.assign(view=rng.choice(['PA', 'AP', 'L', None], 100)), rng.random((2, 100, 3))
+    table = pd.DataFrame(dict(image=[f'{i}.png' for i in range(100)], patient=patient.astype(str)))
+    return table.assign(study=rng.integers(3, size=100).astype(str), view=rng.choice(['PA', 'AP', 'L', None], 100)), rng.random((2, 100, 3))
 
 
 def test_the_mean_is_within_a_view_then_over_views(films):
@@ -88,7 +88,7 @@ def test_conflicts_are_counted():
 
 def test_predictions_by_case_leave_unreadable_films_out_and_name_what_a_list_lacks():
     table = pd.DataFrame(dict(file=['x/a.png', 'x/b.png', 'x/c.dcm'], A=[.2, np.nan, .6], B=[.1, np.nan, .3]))
-    listed = pd.DataFrame(dict(film=['a', 'b', 'c', 'd'], patient=['1', '1', '1', '2'], study=['s', 's', 't', 'u'], view=['PA', 'L', 'PA', 'PA']))
+    listed = pd.DataFrame(dict(film=list('abcd'), patient=list('1112'), study=list('sstu'), view=['PA', 'L', 'PA', 'PA']))
     by_patient = case_table(table, ['A', 'B'], listed, 'patient')
     assert by_patient.case.tolist() == ['1'] and by_patient.n_films.tolist() == [2] and by_patient.A[0] == pytest.approx(.4)
     with pytest.raises(DataError, match='lacks 1 films that are to be predicted .x/a.png.'): case_table(table, ['A', 'B'], listed[1:])
