@@ -225,6 +225,15 @@ def _point_intervals(counts, n_films, n_boot, level, seed):
         columns[f'{name}_low'], columns[f'{name}_high'] = _share_interval(share[:, 1:], share[:, 0], people, level)
     return pd.DataFrame(columns)
 
+def _cuts_and_calls(y, p, folds, rules, given, label):
+    "Threshold of each rule, and what it calls: chosen here, or given; NaN where a given one is missing"
+    if given is None:
+        every, how = _curve(y, p), [rule[1:] for rule in rules]
+        return [_threshold(every, *rule) for rule in how], called_at(y, p, folds, how)
+    chosen = given[given.label == label].set_index('rule').threshold
+    cuts = [chosen.get(text, np.nan) for text, *_ in rules]
+    return cuts, [np.where(np.isnan(cut), np.nan, p >= cut) for cut in cuts]
+
 def operating_points(
     targets, # [n, L] 1 present, 0 absent, NaN unknown (masked)
     probs, # [n, L] out-of-fold probabilities
@@ -236,6 +245,7 @@ def operating_points(
     n_boot:int=2000, # bootstrap replicates
     level:float=0.95, # confidence level
     seed:int=0, # random seed
+    thresholds:pd.DataFrame=None, # `label rule threshold` that were chosen on other films; None: they are chosen here
 )->pd.DataFrame: # a row a label and rule: `threshold sensitivity specificity ppv npv`, and intervals; none for a label with one class
     "Thresholds chosen on out-of-fold films, and what they do"
     y, s, names = checked_scores(targets, probs, labels)
@@ -247,11 +257,12 @@ def operating_points(
     for l, name in enumerate(names):
         k = ~np.isnan(y[:, l])
         if no_auc(y[:, l]): continue
-        truth, score, every = y[k, l], s[0, k, l], _curve(y[k, l], s[0, k, l])
-        for (text, *rule), call in zip(rules, called_at(truth, score, folds[k], [rule[1:] for rule in rules])):
+        truth, score = y[k, l], s[0, k, l]
+        cuts, calls = _cuts_and_calls(truth, score, folds[k], rules, thresholds, name)
+        for (text, *_), cut, call in zip(rules, cuts, calls):
             counts.append(outcomes(truth, call, pat[k], len(ids)))
             n = counts[-1].sum(1, dtype=float)
-            rows.append((name, text, _threshold(every, *rule), *(_share(n[a], n[b]) for a, b in _SHARES.values())))
+            rows.append((name, text, cut, *(_share(n[a], n[b]) for a, b in _SHARES.values())))
     points = pd.DataFrame(rows, columns=['label', 'rule', 'threshold', *_SHARES])
     if patients is None or not rows: return points
     return points.join(_point_intervals(np.array(counts), len(y), n_boot, level, seed))

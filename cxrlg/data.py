@@ -270,6 +270,7 @@ def _table_problems(table, labels):
         yield _problem('fatal', f'{c} blank', _blank_ids(table[c]), f'{c} is blank', 'fill it in, or drop the rows')
     yield from _label_problems(y, labels)
     yield from _identity_problems(table, y)
+    yield from _study_problems(table, y)
     yield from _person_problems(table)
 
 def _label_problems(y, labels):
@@ -298,6 +299,15 @@ def _identity_problems(table, y):
     yield _problem('fatal', 'image twice, other labels', other, what, 'keep the right row')
     what = f'the same image in several rows: {few(table.image[twice & ~other].unique(), 3)}'
     yield _problem('fatal', 'image twice', twice & ~other, what, 'keep one row of each')
+
+def _study_problems(table, y):
+    "Films of one study that are labelled otherwise"
+    if 'study' not in table: return
+    visit = table.patient.astype(str) + '/' + table.study.astype(str)
+    groups = y.groupby(visit)
+    other = table.study.notna() & (groups.transform('max') > groups.transform('min')).any(axis=1)
+    what = f'{visit[other].nunique():,} studies whose films have other labels, such as {few(visit[other].unique(), 3)}'
+    yield _problem('note', 'study with other labels', other, what, 'by study, a finding is present where any film has it (unit: study)')
 
 def _person_problems(table):
     "Patients on both sides of the official split, ages, patients that are not known"

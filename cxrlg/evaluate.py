@@ -21,6 +21,7 @@ from .predictions import read_predictions
 from .report import write_report
 from .results import StudyFolder
 from .tables import summarise
+from .units import by_unit
 
 # %% ../nbs/06j_evaluate.ipynb #43c4dd6e
 def _check_place(out, overwrite):
@@ -84,13 +85,15 @@ def evaluate_predictions(
     couplings:bool=False, # fit couplings and their controls too?
     overwrite:bool=False, # replace an earlier evaluation of predictions?
     command:str='', # what was typed, for the report
+    unit:str='film', # what is judged: `film`, `study` or `patient`, as in `by_unit`
+    views=None, # views whose films are used, such as ['PA', 'AP']; None: all
     verbose:bool=True, # print what was read, and how long each part took?
     **options, # other options of `read_predictions`
 )->Path: # `report.html`
     "Tables, figures and report of predictions"
     clock = Clock(verbose)
     with whole_folder(out, overwrite) as folder:
-        study = read_predictions(files, labels, path=folder, verbose=verbose, **options)
+        study = by_unit(read_predictions(files, labels, path=folder, verbose=verbose, **options), unit, views)
         for cell in study.cells.values(): cell['config']['command'] = command
         films = study.films(study.folds)
         n_boot = n_boot or (2000 if len(films) < 100_000 else 1000)

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from .eval import ensemble, tta
 from .films import fit_film, read_film
 from .maps import as_input, batch_size, mean_maps, plot_map
 from .model import full_float32, load_model, predict_logits
+from .units import case_table
 
 # %% ../nbs/08_predict.ipynb #805f0d59
 def _begins_like_film(path):
@@ -465,8 +467,36 @@ def parse_seeds(
     try: return [int(o) for o in str(text).split(',')]
     except ValueError: raise DataError(f'--seeds {text}: give whole numbers with commas between them, such as 42,43') from None
 
-def _predict_to(study_dir, films, out, arm, seeds, raw, bs, flip, heatmaps, submission, id, template):
+# %% ../nbs/08_predict.ipynb #305f67ae
+def _sent_cases(table, template, id, labels):
+    "Cases in the form that a competition asks for"
+    if template is None: return table[['case', *labels]].rename(columns=dict(case=id or 'case'))
+    ids, header, names, id = _asked(template, id, labels)
+    table, keys = table.set_index(table.case.map(film_key)), [film_key(i) for i in ids]
+    lost = [i for i, k in zip(ids, keys) if k not in table.index]
+    if lost: raise DataError(f'{len(lost):,} of the {len(ids):,} ids of {template} are no case with a film: {few(lost)}')
+    return table.loc[keys].reset_index(drop=True).assign(**{id: ids})[names].set_axis(header, axis=1)
+
+def _write_cases(predictor, films, out, bs, flip, submission, id, template, cases):
+    "Write the tables that are asked for by case; one line for each, and what is wrong with each film"
+    said, labels = [], predictor.labels
+    each = cache(lambda: predictor(films, bs, flip, bar=True))
+    def by_case(): return case_table(each(), labels, **cases)
+    def sent(): return _sent_cases(by_case(), template, id, labels)
+    for path, make in ((submission, sent), (out, by_case)):
+        if path: said.append(f'{path}: {len(_write_csv(path, make, exact=path == submission)):,} cases')
+    return said, each()[_about(labels)[2]].tolist()
+
+def _check_cases(cases, heatmaps):
+    "Refuse half of what cases need"
+    by_film = cases['unit'] == 'film'
+    if by_film and (cases['listed'] or cases['views']): raise DataError('--listed and --views belong to --unit study or patient')
+    if not by_film and not cases['listed']: raise DataError('--unit needs --listed FILE: a table of film, patient, study and view')
+    if not by_film and heatmaps: raise DataError('--heatmaps is of films: leave --unit out')
+
+def _predict_to(study_dir, films, out, arm, seeds, raw, bs, flip, heatmaps, submission, id, template, cases):
     "Do what the command asks: one line for each thing done, what is wrong with each film, and with each sheet that is lost"
+    _check_cases(cases, heatmaps)
     if (template or id) and not submission: raise DataError('--template and --id belong to --submission FILE: name the file to write')
     if heatmaps and submission and not out: raise DataError('--heatmaps belongs to a table: give --out FILE too')
     out = out or (None if submission else 'predictions.csv')
@@ -479,6 +509,7 @@ def _predict_to(study_dir, films, out, arm, seeds, raw, bs, flip, heatmaps, subm
         predictor.explain(np.zeros((8, 8), np.uint8))
         Path(heatmaps).mkdir(parents=True, exist_ok=True)
     said, errors, lost = [], [], []
+    if cases['unit'] != 'film': return *_write_cases(predictor, films, out, bs, flip, submission, id, template, cases), lost
     if submission:
         sent = _write_csv(submission, lambda: predictor.submission(films, template, id, bs, flip, bar=True), exact=True)
         said.append(f'{submission}: {len(sent):,} rows')
@@ -504,9 +535,13 @@ def main(
     submission:str=None, # file to write in the form of a competition
     id:str=None, # name of the submission's id column; default: the sample's first, or Image_name
     template:str=None, # sample submission: its ids, columns and order
+    unit:str='film', # a row a film, study or patient: probabilities are averaged within a view, then over views
+    listed:str=None, # with --unit: CSV file with the film, its patient, study and view
+    views:Param('with --unit: views whose films are used, such as PA AP; default: all', str, nargs='*')=None,
 ):
     "Predict films with the fold ensemble of a study"
-    work = lambda: _predict_to(study_dir, films, out, arm, seeds, raw, bs, not no_flip, heatmaps, submission, id, template)
+    cases = dict(unit=unit, listed=listed, views=views or None)
+    work = lambda: _predict_to(study_dir, films, out, arm, seeds, raw, bs, not no_flip, heatmaps, submission, id, template, cases)
     said, errors, lost = run_command(work, out or submission or 'predictions.csv', 'cxrlg_predict')
     print(*map(printable, said), sep='\n')
     bad = [e for e in errors if e]

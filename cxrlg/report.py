@@ -27,7 +27,7 @@ def _text(v, digits=4):
     if isinstance(v, float): return 'beyond reach' if np.isinf(v) else f'{v:.{digits}f}'
     return str(v)
 
-def _shown(
+def page_table(
     t:pd.DataFrame, # table
     digits:int=4, # decimals
 )->dict: # `head` and `rows`: texts, and whether each goes to the left; None for an empty table
@@ -37,7 +37,13 @@ def _shown(
     left = [texts[c].str.match(r'[-+–]?(\d|$)').mean() < .6 or (c == 'value' and not pd.api.types.is_float_dtype(t[c])) for c in t]
     return dict(head=list(zip(map(str, t), left)), rows=[list(zip(row, left)) for row in texts.to_numpy().tolist()])
 
-def _with_interval(t, value, low='low', high='high', sign=''):
+def with_interval(
+    t:pd.DataFrame, # table
+    value:str, # its column of values
+    low:str='low', # columns of the interval's ends
+    high:str='high',
+    sign:str='', # `+` writes the sign of gains too
+)->pd.DataFrame: # the same, without `low` and `high`
     "One column 'value (low to high)' in place of three"
     def cell(v, a, b):
         if not np.isfinite(v): return np.nan
@@ -67,14 +73,14 @@ def _tall(t, drop=(), reference='none'):
 def _joined(arms, reference='none'):
     "The table of the arms, turned, with each interval beside its value"
     if not len(arms): return arms
-    t = _with_interval(_with_interval(arms, 'mean'), 'pooled', 'pooled_low', 'pooled_high')
-    t = _with_interval(t, 'change', 'change_low', 'change_high', sign='+') if 'change' in t else t
+    t = with_interval(with_interval(arms, 'mean'), 'pooled', 'pooled_low', 'pooled_high')
+    t = with_interval(t, 'change', 'change_low', 'change_high', sign='+') if 'change' in t else t
     return _tall(t, ('locked', 'locked_low', 'locked_high'), reference)
 
 def _by_arm(t, value, p=None, sign=''):
     "A row a label, a column an arm: value with its interval, or why there is none, and its adjusted p-value"
     if not len(t): return t
-    shown, columns = _with_interval(t, value, sign=sign), {}
+    shown, columns = with_interval(t, value, sign=sign), {}
     if 'note' in t: shown[value] = shown[value].where(t.note == '', t.note)
     for arm, g in shown.groupby('arm', sort=False):
         columns[arm] = g.set_index('label')[value]
@@ -152,7 +158,7 @@ def _strongest(edges, n=15):
 
 def _sets(t, drop, reference='none'):
     "One turned table a set of labels: name, number of labels, table; a set of the same labels is shown once"
-    found = {name: (g.labels.iloc[0], _shown(_tall(g, drop, reference))) for name, g in t.groupby('positives', sort=False)}
+    found = {name: (g.labels.iloc[0], page_table(_tall(g, drop, reference))) for name, g in t.groupby('positives', sort=False)}
     first = t.labels.iloc[0]
     return [(name, n, shown) for i, (name, (n, shown)) in enumerate(found.items()) if not i or n != first]
 
@@ -161,7 +167,7 @@ def _locked_facts(t):
     if not len(t): return None
     columns = dict(locked=('low', 'high', ''), out_of_fold=('oof_low', 'oof_high', ''),
                    difference=('difference_low', 'difference_high', '+'), change=('change_low', 'change_high', '+'))
-    for v, (low, high, sign) in columns.items(): t = _with_interval(t, v, low, high, sign) if v in t else t
+    for v, (low, high, sign) in columns.items(): t = with_interval(t, v, low, high, sign) if v in t else t
     return dict(films=int(t.films[0]), patients=int(t.patients[0]), sets=_sets(t, ('positives', 'labels', 'films', 'patients')))
 
 def _power_facts(t, margin, reference):
@@ -174,20 +180,20 @@ def _benefits(t):
     "Gain over the better of acting on all and on none: a row a label, a column a probability"
     if not len(t): return t
     t = t[t.threshold.isin([.02, .05, .1, .2, .3, .5])]
-    shown = _with_interval(t[['label', 'threshold', 'gain', 'gain_low', 'gain_high']], 'gain', 'gain_low', 'gain_high', '+')
+    shown = with_interval(t[['label', 'threshold', 'gain', 'gain_low', 'gain_high']], 'gain', 'gain_low', 'gain_high', '+')
     wide = shown.pivot(index='label', columns='threshold', values='gain').reindex(list(dict.fromkeys(t.label)))
     return wide.rename(columns='from {:g}'.format).rename_axis(None, axis=1).reset_index()
 
 def _largest_gaps(t, n=20):
     "The gaps with the smallest adjusted p-values"
     if not len(t): return t
-    return _with_interval(t.sort_values(['p_holm', 'p'], kind='stable').head(n), 'gap', sign='+')
+    return with_interval(t.sort_values(['p_holm', 'p'], kind='stable').head(n), 'gap', sign='+')
 
 # %% ../nbs/06e_report.ipynb #50d6d55f
 def _with_shares(points):
     "Operating points with the interval of each share beside it"
     for share in [c.removesuffix('_low') for c in points if c.endswith('_low')]:
-        points = _with_interval(points, share, f'{share}_low', f'{share}_high')
+        points = with_interval(points, share, f'{share}_low', f'{share}_high')
     return points
 
 def _tables_to_show(study, tables, best, audit):
@@ -201,8 +207,8 @@ def _tables_to_show(study, tables, best, audit):
                 changes=_by_arm(tables['changes'], 'change', 'p_holm', '+'), delong=_by_arm(tables['delong'], 'change', 'p_holm', '+'),
                 labels=_by_arm(tables['labels'], 'auc'), locked_labels=_by_arm(tables['locked_labels'], 'auc'),
                 couplings=_strongest(tables['couplings']), scale=scale[scale.arm == best].drop(columns='arm'),
-                subgroups=_with_interval(groups, 'auc') if len(groups) else groups)
-    return {k: _shown(t) for k, t in (as_they_are | made).items()} | dict(metrics=_shown(tables['metrics'], 5))
+                subgroups=with_interval(groups, 'auc') if len(groups) else groups)
+    return {k: page_table(t) for k, t in (as_they_are | made).items()} | dict(metrics=page_table(tables['metrics'], 5))
 
 SECTIONS = dict(data='Data', method='Method and parameters', results='Results', locked='Locked patients',
                 power='What this study could have seen', couplings='Couplings', calibration='Calibration', points='Operating points',

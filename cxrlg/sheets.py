@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import DataError, check_known, few, first_line
+from .core import DataError, check_known, few, film_key, first_line
 from .data import FILM_SUFFIXES
 
 # %% ../nbs/00d_sheets.ipynb #b451839f
@@ -160,6 +160,28 @@ def _wide(frame, roles, scores, source):
     if not parts: raise DataError(f'{source} has findings in {finding} and no column for their scores: call it probability, score or logit')
     return films.set_index(film).join(parts).reset_index()
 
+# %% ../nbs/00d_sheets.ipynb #00d5a002
+def _cut(ids):
+    "Film and finding of ids such as `film_Pleural_Thickening`; None where they are not every film with every finding"
+    cut = ids.str.rpartition('_')
+    film, finding = cut[0], cut[2]
+    while (film != '').all():
+        rest = film.str.rpartition('_')
+        joined = (rest[2].groupby(finding).transform('nunique') == 1) & (rest[0] != '')
+        if not joined.any(): break
+        film, finding = rest[0].where(joined, film), (rest[2] + '_' + finding).where(joined, finding)
+    n, m = film.nunique(), finding.nunique()
+    every = n * m == len(ids) and not (film + '\0' + finding).duplicated().any()
+    words = finding.drop_duplicates().str.contains('[A-Za-z]').all()
+    return (film, finding) if n > 1 and m > 1 and every and words and (film != '').all() else None
+
+def _with_findings(frame, roles):
+    "A table of ids and scores with a column for the finding, where ids hold both; else as it is"
+    film, others = roles['film'], [c for c in frame if c != roles['film']]
+    if len(others) != 1 or others[0] not in (roles.get('score'), roles.get('target')): return frame
+    cut = _cut(frame[film].astype(str).str.strip())
+    return frame if cut is None else frame.assign(**{film: cut[0], 'finding': cut[1]})
+
 # %% ../nbs/00d_sheets.ipynb #8b2546f2
 _PEOPLE = ['film', 'patient', 'study', 'view', 'sex', 'age', 'fold']
 
@@ -186,7 +208,7 @@ def read_sheet(table, columns, scores):
     roles = _roles(list(frame), {k: v for k, v in columns.items() if v in frame}, source)
     if {'score', 'target'} <= set(roles) and _long_column(frame, roles) is None:
         frame = frame.rename(columns={roles['score']: 'finding', roles['target']: 'y_finding'})
-    frame = _wide(frame, roles, scores, source)
+    frame = _wide(_with_findings(frame, roles), roles, scores, source)
     there = {r: roles[r] for r in _PEOPLE if r in roles and roles[r] in frame}
     films = pd.DataFrame({r: frame[c] for r, c in there.items()})
     films['film'] = films.film.astype(str).str.strip()
@@ -202,7 +224,7 @@ def check_columns(columns, sheets):
 # %% ../nbs/00d_sheets.ipynb #f9a898b2
 def spelled(films):
     "Names of films in one spelling, without ending"
-    names = films.str.normalize('NFC').str.strip().str.replace('\\', '/', regex=False).str.replace(r'^(?:\./)+', '', regex=True)
+    names = films.str.replace('\\', '/', regex=False).map(film_key)
     endings = '|'.join(re.escape(s) for s in FILM_SUFFIXES)
     return names.str.replace(rf'(?:{endings})$', '', regex=True, case=False)
 

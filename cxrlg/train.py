@@ -154,7 +154,7 @@ def oof_frame(
     patient = table.patient if 'patient' in table else table.image
     frame = dict(row=rows, image=table.image.iloc[rows].to_numpy(), patient=patient.iloc[rows].astype(str).to_numpy())
     frame['fold'] = np.full(len(rows), fold)
-    frame |= {c: table[c].iloc[rows].to_numpy() for c in ('view', 'sex', 'age') if c in table}
+    frame |= {c: table[c].iloc[rows].to_numpy() for c in ('study', 'view', 'sex', 'age') if c in table}
     y = table[labels].to_numpy(np.float32)[rows]
     for name, values in (('y', y), *logits.items()): frame |= {f'{name}:{label}': values[:, j] for j, label in enumerate(labels)}
     return pd.DataFrame(frame)

@@ -458,3 +458,12 @@ def test_a_list_beside_the_films_folder_is_told_how_to_be_given(tmp_path):
         read_table('csv', tmp_path, **how)
     with pytest.raises(DataError, match=r'there is one in .*: give its full path, csv: .*/labels.csv'): read_table('csv', films, **how)
     assert list(read_table('csv', films, csv=str(tmp_path / 'labels.csv'), **how).image) == ['f0.png']
+
+
+def test_studies_whose_films_have_other_labels_are_noted():
+    y = dict(Edema=[1., 0, 1, np.nan, 0], Mass=[0., 0, 0, 0, 1])
+    films = pd.DataFrame(dict(image=[f'{i}.png' for i in range(5)], patient=list('aabbb'), study=['1', '1', '1', '1', None]) | y)
+    films.attrs['labels'] = ['Edema', 'Mass']
+    found = audit(films, verbose=False).set_index('check')
+    assert found.rows['study with other labels'] == [0, 1] and 'a/1' in found.what['study with other labels']
+    assert 'study with other labels' not in audit(films.drop(columns='study'), verbose=False).check.tolist()

@@ -811,3 +811,26 @@ def test_what_becomes_text():
     assert printable('a\nb \x1b[31m\udce9é') == 'a b \\x1b[31m\\udce9é'
     t = for_spreadsheets(pd.DataFrame({'=x': ['-1+1', 'a', '@b'], 'y': [-1., 2, np.nan]}))
     assert list(t) == ["'=x", 'y'] and t["'=x"].tolist() == ["'-1+1", 'a', "'@b"] and t.y.dtype == float
+
+
+def test_a_submission_by_study(study, pngs, tmp_path):
+    listed = pd.DataFrame(dict(film=[Path(f).name for f in pngs], patient=[f'p{i//4}' for i in range(len(pngs))]))
+    listed.assign(study=[f's{i//2}' for i in range(len(pngs))], view='PA').to_csv(tmp_path/'list.csv', index=False)
+    pd.DataFrame(dict(StudyID=['s1', 's0'], Mass=0, Edema=0)).to_csv(tmp_path/'sample.csv', index=False)
+    where = dict(listed=str(tmp_path/'list.csv'), unit='study', template=str(tmp_path/'sample.csv'))
+    room.main(str(study), pngs, submission=str(tmp_path/'sent.csv'), out=str(tmp_path/'cases.csv'), **where)
+    sent, cases = pd.read_csv(tmp_path/'sent.csv'), pd.read_csv(tmp_path/'cases.csv').set_index('case')
+    each = load(study)(pngs)
+    assert sent.columns.tolist() == ['StudyID', 'Mass', 'Edema'] and sent.StudyID.tolist() == ['s1', 's0']
+    assert sent.Edema.tolist() == pytest.approx([each.Edema[2:4].mean(), each.Edema[:2].mean()], abs=1e-6)
+    assert cases.n_films.tolist() == [2]*len(cases) and cases.Mass['s1'] == pytest.approx(sent.Mass[0], abs=1e-6)
+
+
+@pytest.mark.parametrize('options, says', [
+    (dict(unit='study'), '--unit needs --listed FILE'),
+    (dict(listed='x.csv'), '--listed and --views belong to --unit'),
+    (dict(unit='study', listed='nowhere.csv'), 'there is no file nowhere.csv'),
+])
+def test_half_of_what_cases_need_is_refused(study, pngs, tmp_path, capsys, options, says):
+    with pytest.raises(SystemExit) as e: room.main(str(study), pngs[:1], out=str(tmp_path/'out.csv'), **options)
+    assert e.value.code == 2 and says in capsys.readouterr().err and not (tmp_path/'out.csv').exists()

@@ -327,3 +327,18 @@ def test_patients_keep_their_zeros_and_may_be_called_na(films, tmp_path):
 def test_no_torch():
     code = 'import sys, cxrlg.evaluate, cxrlg.predictions, cxrlg.decisions; assert "torch" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
+def test_one_row_a_film_and_finding_under_one_id(films):
+    "As some competitions ask: `film_Finding`, findings and films with underscores of their own"
+    truth, wide, _ = films
+    long = wide.melt('image', var_name='f', value_name='Label')
+    long = pd.DataFrame(dict(ID=long.image + '_' + long.f.str.replace(' ', '_'), Label=long.Label)).sample(frac=1, random_state=0)
+    same(read(long, truth), wide)
+    refused('are their names spelled alike', long[1:], truth)
+
+
+def test_films_are_known_by_one_key():
+    truth = pd.DataFrame(dict(image=['a//b.png', './c/é.png', ' d.png '], patient=[1, 2, 3], Edema=[0, 1, 1], Mass=[1, 0, 0]))
+    scores = pd.DataFrame(dict(image=['a/b', 'c/e\u0301', 'd'], Edema=[.1, .2, .3], Mass=[.4, .5, .6]))
+    assert len(read_predictions(scores, truth, n_splits=1, verbose=False).films((0,))) == 3

@@ -1,10 +1,13 @@
 "Readers: text as it is written, what is cut off or misspelt by name, and the ways in which data sets lose labels and films"
 import csv
+import importlib.util
 import io
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -347,3 +350,20 @@ def test_films_are_found_by_any_spelling(tmp_path_factory, names, on_disk, in_li
         warnings.simplefilter('error')
         table = read_table('csv', root, labels=['Edema'], verbose=False)
     assert len(table) == len(names) and all((root / f).is_file() for f in table.image)
+
+
+def test_openi_at_full_size(tmp_path):
+    xrv = importlib.util.find_spec('torchxrayvision')
+    if not xrv: pytest.skip('torchxrayvision is not installed')
+    for name in ('NLMCXR_reports.tgz', 'nlmcxr_dicom_metadata.csv.gz'):
+        shutil.copy(Path(xrv.origin).parent/'data'/name, tmp_path)
+    table = read_table('openi', tmp_path, exists=False, verbose=False)
+    assert (len(table), table.patient.nunique(), len(table.attrs['labels'])) == (7470, 3851, 18)
+    assert table.image.is_unique and table.view.isin(['PA', 'AP']).sum() > 3000
+    assert table.Cardiomegaly.sum() == 493 and table.Granuloma.sum() == 781
+
+
+def test_openi_without_reports_or_with_a_broken_archive(tmp_path):
+    with pytest.raises(DataError, match='NLMCXR_reports.tgz'): read_table('openi', tmp_path)
+    (tmp_path/'NLMCXR_reports.tgz').write_bytes(b'no archive')
+    with pytest.raises(DataError, match='cannot be read'): read_table('openi', tmp_path)

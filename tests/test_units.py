@@ -1,0 +1,96 @@
+"Several films as one case: means by hand, names that stay apart, and everything else of a study unchanged."
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxrlg.core import DataError
+from cxrlg.predictions import read_predictions
+from cxrlg.results import example_study, read_study
+from cxrlg.tables import summarise
+from cxrlg.units import by_unit, case_table, units_of
+
+
+@pytest.fixture(scope='module')
+def films():
+    "A hundred films of forty patients, up to three studies each, in an order of its own"
+    rng = np.random.default_rng(0)
+    patient = rng.integers(40, size=100)
+    table = pd.DataFrame(dict(image=[f'{i}.png' for i in range(100)], patient=patient.astype(str)))
+    return table.assign(study=rng.integers(3, size=100).astype(str), view=rng.choice(['PA', 'AP', 'L', None], 100)), rng.random((2, 100, 3))
+
+
+def test_the_mean_is_within_a_view_then_over_views(films):
+    table, p = films
+    units = units_of(table, 'study')
+    by_hand = {}
+    for (patient, study), g in table.groupby(['patient', 'study']):
+        views = [p[:, v.index].mean(1) for _, v in g.groupby(g.view.fillna('?'))]
+        by_hand[f'{patient}/{study}'] = np.mean(views, 0)
+    found = units.mean(p)
+    assert set(units.films.image) == set(by_hand)
+    for k, name in enumerate(units.films.image): assert found[:, k] == pytest.approx(by_hand[name])
+
+
+def test_films_are_cases_of_their_own(films):
+    table, p = films
+    units = units_of(table, 'film')
+    assert units.mean(p) == pytest.approx(p) and units.films.image.tolist() == table.image.tolist()
+
+
+def test_a_study_name_of_one_patient_stays_as_it_is():
+    table = pd.DataFrame(dict(image=['a', 'b'], patient=['1', '2'], study=['s1', 's2']))
+    assert units_of(table, 'study').films.image.tolist() == ['s1', 's2']
+
+
+@pytest.mark.parametrize('unit, views, says', [
+    ('visit', None, "no unit 'visit'"),
+    ('study', ['Pa'], "no view 'Pa'; did you mean 'PA'"),
+])
+def test_units_and_views_that_are_not_there(films, unit, views, says):
+    with pytest.raises(DataError, match=says): units_of(films[0], unit, views)
+
+
+def test_a_blank_study_and_a_missing_column_are_refused(films):
+    table = films[0]
+    with pytest.raises(DataError, match='1 films have no study .0.png.'):
+        units_of(table.assign(study=table.study.mask(table.index == 0)), 'study')
+    with pytest.raises(DataError, match='nothing says the view'): units_of(table.drop(columns='view'), 'study', ['PA'])
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory): return read_study(example_study(tmp_path_factory.mktemp('runs')/'demo', 150, locked=.2))
+
+
+def test_a_trained_study_by_patient_has_all_tables_and_kinds(study):
+    people = by_unit(study, 'patient', path='elsewhere')
+    assert people.kinds == study.kinds and people.path.name == 'elsewhere' and people.config['unit'] == 'patient'
+    tables = summarise(people, n_boot=10)
+    assert tables['flow'].set_index('part').films['evaluated'] == study.films(study.folds).patient.nunique()
+    assert len(tables['locked']) and len(tables['arms']) == 2
+
+
+def test_film_without_views_changes_nothing(study): assert by_unit(study) is study
+
+
+def test_views_leave_films_out(study):
+    some = by_unit(study, 'film', ['PA'])
+    assert set(some.films(some.folds).view) == {'PA'} and 'of the views PA' in some.notes[-1]
+    pa = study.films(study.folds).view == 'PA'
+    assert some.probs('none', some.grid('none')) == pytest.approx(study.probs('none', study.grid('none'))[:, pa], abs=1e-6)
+
+
+def test_conflicts_are_counted():
+    table = pd.DataFrame(dict(image=list('abcdef'), patient=list('112233'), study=list('xxyyzz'), Edema=[.1, .2, .8, .9, .4, .6]))
+    labels = pd.DataFrame(dict(image=list('abcdef'), Edema=[0, 1, 1, 1, 0, 0]))
+    found = by_unit(read_predictions(table, labels, n_splits=1, verbose=False), 'study')
+    assert found.targets((0,)).Edema.tolist() == [1, 1, 0] and '1 cases have films that are labelled otherwise' in found.notes
+
+
+def test_predictions_by_case_leave_unreadable_films_out_and_name_what_a_list_lacks():
+    table = pd.DataFrame(dict(file=['x/a.png', 'x/b.png', 'x/c.dcm'], A=[.2, np.nan, .6], B=[.1, np.nan, .3]))
+    listed = pd.DataFrame(dict(film=list('abcd'), patient=list('1112'), study=list('sstu'), view=['PA', 'L', 'PA', 'PA']))
+    by_patient = case_table(table, ['A', 'B'], listed, 'patient')
+    assert by_patient.case.tolist() == ['1'] and by_patient.n_films.tolist() == [2] and by_patient.A[0] == pytest.approx(.4)
+    with pytest.raises(DataError, match='lacks 1 films that are to be predicted .x/a.png.'): case_table(table, ['A', 'B'], listed[1:])
+    with pytest.raises(DataError, match='no film could be read'): case_table(table.assign(A=np.nan), ['A', 'B'], listed)
+    with pytest.raises(DataError, match='no column for the patient'): case_table(table, ['A', 'B'], listed.drop(columns='patient'))
