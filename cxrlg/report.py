@@ -55,12 +55,29 @@ _SAY = dict(mean='mean over folds', pooled='all folds pooled', seed_sd='SD over 
             locked='ensemble on the locked patients', se='standard error of the change', se_patients='its part from patients',
             sd_training='SD between training runs', detectable='change found with 80 % power',
             power_equivalence='power to show equivalence', margin_shown='margin shown with 80 % power',
-            patients_for_equivalence='patients to show equivalence', note='why there is none')
+            patients_for_equivalence='patients to show equivalence', note='why there is none', df='degrees of freedom of that error',
+            own_change="the layer's own change", layer='what the layer does', rare='labels with fewer than 30 positives',
+            verdict='verdict, not adjusted', p='p of no change')
+_HEADS = dict(seed_sd='SD over seeds', own_change="layer's own change", p_equal='p of equivalence', p_holm='p (Holm)', up='gains',
+              p_equal_holm='p of equivalence (Holm)', detectable='found with 80 % power', edges='couplings', nonzero='not 0',
+              of='of models', one_sign='one sign', log_loss='log loss', auc='AUC', ppv='PPV', npv='NPV', ece='ECE',
+              noise='by chance', here='in the group',
+              there='in the largest', n='rows', against='compared with')
+
+_METRICS = dict(auc='AUC', ap='average precision', log_loss='log loss', brier='Brier score')
+
+def _fold_names(t): return {c: f'fold {c[4:]}' for c in map(str, t) if c[:4] == 'fold' and c[4:].isdigit()}
+
+def _headed(t):
+    "A table with titles that can be read, of columns and of metrics"
+    if t is None or not len(t): return t
+    out = t.rename(columns=_HEADS | _fold_names(t))
+    return out.assign(metric=out.metric.replace(_METRICS)) if 'metric' in out else out
 
 def _tall(t, drop=(), reference='none'):
     "A table of arms turned: a row a quantity, a column an arm, which fits on a phone and on paper"
     up = t.drop(columns=[c for c in drop if c in t]).set_index('arm').dropna(axis=1, how='all').astype(object).T
-    says = _SAY | dict(change=f'change against {reference}')
+    says = _SAY | dict(change=f'change against {reference}') | _fold_names(t)
     def whole(v): return f'{int(v):,}' if isinstance(v, float) and v.is_integer() and abs(v) >= 1 else _text(v)
     return up.map(whole).rename(index=lambda c: says.get(c, c)).rename_axis('', axis=0).rename_axis(None, axis=1).reset_index()
 
@@ -85,18 +102,28 @@ def _by_arm(t, value, p=None, sign=''):
 def _interval_text(low, high, sign=''):
     return f'{low:{sign}.4f} to {high:{sign}.4f}' if np.isfinite([low, high]).all() else 'interval unknown'
 
-def _arm_sentence(r, detectable, reference):
+def _over(v, n_labels):
+    "Which labels a verdict is over, where these are not all"
+    if v['findings'] < n_labels: return f' over the {v["findings"]} labels with 30 positives or more'
+    return ' over labels of which some have fewer than 30 positives' if v['rare'] else ''
+
+def _verdict_sentence(v, n_labels, reference):
+    "The change of one arm, its verdict, and what was possible"
+    change = f'{v["change"]:+.4f} ({_interval_text(v["low"], v["high"], "+")})'
+    return f'; change against {reference}{_over(v, n_labels)} {change}, up in {v["folds_up"]} folds: {v["verdict"]}; {v["clause"]}'
+
+def _arm_sentence(r, said, n_labels, detectable, reference):
     "The result of one arm in a sentence"
     if not np.isfinite(r['mean']): return f'Arm {r["arm"]}: {r["note"]}.'
     interval = _interval_text(r['low'], r['high']).replace('interval', '95 % interval')
     if interval[0].isdigit(): interval = f'95 % interval {interval}'
     models = f'{r["folds"]} folds, {r["seeds"]} seed{"s" * (r["seeds"] > 1)}'
     line = f'Arm {r["arm"]}: mean fold macro AUC {r["mean"]:.4f} ({interval}; {models})'
-    if np.isfinite(r.get('change', np.nan)):
-        line += f'; change against {reference} {r["change"]:+.4f} ({_interval_text(r["change_low"], r["change_high"], "+")})'
-        line += f', up in {r["folds_up"]} folds: {r["verdict"]}'
+    if r['arm'] in said: line += _verdict_sentence(said[r['arm']], n_labels, reference)
     if np.isfinite(detectable): line += f'. A change of {detectable:.4f} would have been found with 80 % power'
     return line + '.'
+
+def _by_name(t): return {r['arm']: r for r in t.to_dict('records')}
 
 def _locked_sentence(r):
     return (f'Locked patients ({r["films"]:,} films of {r["patients"]:,} patients), fold ensemble of arm {r["arm"]}: '
@@ -104,9 +131,10 @@ def _locked_sentence(r):
 
 def _headline(tables, reference):
     "The result in sentences"
-    power = tables['power']
-    detectable = power.drop_duplicates('arm').set_index('arm').detectable if len(power) else {}
-    out = [_arm_sentence(r, detectable.get(r['arm'], np.nan), reference) for r in tables['arms'].to_dict('records')]
+    power, said, n_labels = tables['power'], _by_name(tables['verdicts']), tables['labels'].label.nunique() - 1
+    detectable = power.drop_duplicates('arm', keep='last').set_index('arm').detectable if len(power) else {}
+    rows = tables['arms'].to_dict('records')
+    out = [_arm_sentence(r, said, n_labels, detectable.get(r['arm'], np.nan), reference) for r in rows]
     held = [r for r in tables['locked'].to_dict('records') if r['positives'] == 'all' and np.isfinite(r.get('locked', np.nan))]
     return out + [_locked_sentence(r) for r in held]
 
@@ -125,6 +153,30 @@ def _environment(study):
         rows |= {(what, k): {c.get(key, {}).get(k) for c in configs} for k in names}
     if 'device' in study.config: rows['device', ''] = {c['device'] for c in configs if 'device' in c}
     return pd.DataFrame([dict(what=a, name=b, value=', '.join(sorted(map(str, v)))) for (a, b), v in rows.items()])
+
+# %% ../nbs/06e_report.ipynb #5c4ee001
+def _in_brackets(v, low, high, sign=''): return f'{v:{sign}.4f} ({_interval_text(low, high, sign)})' if np.isfinite(v) else '–'
+
+def _screen_row(r, v, held, reference):
+    "The row of one arm on the first screen"
+    row = dict(arm=r['arm'], auc=_in_brackets(r['mean'], r['low'], r['high']), bold=False)
+    row |= dict.fromkeys(('verdict', 'change', 'layer', 'clause', 'locked'), '')
+    if held is not None and np.isfinite(held.get('locked', np.nan)): row['locked'] = _in_brackets(held['locked'], held['low'], held['high'])
+    if v is None: return row | dict(verdict='reference' if r['arm'] == reference else 'not compared')
+    layer = f'{v["own_change"]:+.4f}: {v["layer"]}' if np.isfinite(v['own_change']) else ''
+    change = _in_brackets(v['change'], v['low'], v['high'], '+')
+    return row | dict(verdict=v['verdict'], bold=not v['rare'], change=change, layer=layer, clause=v['clause'])
+
+def _first_screen(study, tables):
+    "What a co-author asks first: films, what is estimated, the verdict on each arm"
+    said, locked = _by_name(tables['verdicts']), tables['locked']
+    held = _by_name(locked[locked.positives == 'all']) if len(locked) else {}
+    rows = [_screen_row(r, said.get(r['arm']), held.get(r['arm']), study.reference) for r in tables['arms'].to_dict('records')]
+    films, ceiling = study.films(study.folds), tables['ceiling'].iloc[0]
+    return dict(rows=rows, films=len(films), patients=films.patient.nunique(), labels=len(study.labels), findings=int(ceiling.findings),
+                seeds=int(tables['arms'].seeds.max()), folds=len(study.folds), ceiling=ceiling.to_dict(),
+                rare=bool(len(said)) and max(v['rare'] for v in said.values()) > 0,
+                columns=dict(locked=any(r['locked'] for r in rows), layer=any(r['layer'] for r in rows), change=bool(said)))
 
 # %% ../nbs/06e_report.ipynb #50d6d55d
 def _data_text(study, tables):
@@ -184,6 +236,18 @@ def _largest_gaps(t, n=20):
     return _with_interval(t.sort_values(['p_holm', 'p'], kind='stable').head(n), 'gap', sign='+')
 
 # %% ../nbs/06e_report.ipynb #50d6d55f
+def _changed(t):
+    "Changes with their intervals beside them, and without what all rows share"
+    if t is None or not len(t) or 'change' not in t: return t
+    return _with_interval(t, 'change', sign='+').drop(columns=['adjusted'], errors='ignore')
+
+def _calibrations(t):
+    "Calibration error, slope and intercept with their intervals; None where nothing was scaled"
+    t = t.rename(columns=lambda c: c.removeprefix('scaled_'))
+    if not len(t) or 'ece' not in t: return None
+    for value in ('slope', 'intercept'): t = _with_interval(t, value, f'{value}_low', f'{value}_high')
+    return _headed(_with_interval(t, 'ece'))
+
 def _with_shares(points):
     "Operating points with the interval of each share beside it"
     for share in [c.removesuffix('_low') for c in points if c.endswith('_low')]:
@@ -193,20 +257,24 @@ def _with_shares(points):
 def _tables_to_show(study, tables, best, audit):
     "Every table of the page as the template takes it"
     scale, groups = tables['scale'], tables['subgroups']
-    as_they_are = {k: tables[k] for k in ('flow', 'prevalence', 'locked_calibration', 'calibration', 'worst')}
+    as_they_are = {k: _headed(tables[k]) for k in ('flow', 'prevalence', 'worst')}
+    ece = tables['calibration']
     made = dict(audit=audit, parameters=_parameters(study), environment=_environment(study),
                 arms=_joined(tables['arms'], study.reference), frequent=_joined(tables['frequent'], study.reference),
-                points=_with_shares(tables['points']), decisions=_benefits(tables['decisions']), gaps=_largest_gaps(tables['gaps']),
-                controls=tables.get('controls'),
+                points=_headed(_with_shares(tables['points'])), decisions=_benefits(tables['decisions']),
+                calibration=_calibrations(ece[[c for c in ece if not c.startswith('scaled_')]]),
+                scaled=_calibrations(ece[['label', *(c for c in ece if c.startswith('scaled_'))]]),
+                locked_calibration=_calibrations(tables['locked_calibration']), gaps=_headed(_largest_gaps(tables['gaps'])),
+                controls=_headed(_changed(tables.get('controls'))), aa=_changed(tables['aa']),
                 changes=_by_arm(tables['changes'], 'change', 'p_holm', '+'), delong=_by_arm(tables['delong'], 'change', 'p_holm', '+'),
                 labels=_by_arm(tables['labels'], 'auc'), locked_labels=_by_arm(tables['locked_labels'], 'auc'),
-                couplings=_strongest(tables['couplings']), scale=scale[scale.arm == best].drop(columns='arm'),
-                subgroups=_with_interval(groups, 'auc') if len(groups) else groups)
-    return {k: _shown(t) for k, t in (as_they_are | made).items()} | dict(metrics=_shown(tables['metrics'], 5))
+                couplings=_headed(_strongest(tables['couplings'])), scale=scale[scale.arm == best].drop(columns='arm'),
+                subgroups=_headed(_with_interval(groups, 'auc')) if len(groups) else groups)
+    return {k: _shown(t) for k, t in (as_they_are | made).items()} | dict(metrics=_shown(_headed(tables['metrics']), 5))
 
-SECTIONS = dict(data='Data', method='Method and parameters', results='Results', locked='Locked patients',
-                power='What this study could have seen', couplings='Couplings', calibration='Calibration', points='Operating points',
-                decisions='Decisions', subgroups='Subgroups', failures='Worst films', again='Environment, and how to run it again')
+SECTIONS = dict(couplings='Couplings', results='Results', locked='Locked patients', power='What this study could have seen',
+                calibration='Calibration', points='Operating points', decisions='Decisions', subgroups='Subgroups',
+                failures='Worst films', data='Data', method='Method and parameters', again='Environment, and how to run it again')
 
 def _page(study, tables, figures, n_boot, margin):
     "The page"
@@ -218,7 +286,8 @@ def _page(study, tables, figures, n_boot, margin):
     template = Environment(loader=PackageLoader('cxrlg'), autoescape=True, undefined=StrictUndefined).get_template('report.html')
     title = f'{"Study" if study.trained else "Evaluation"} {study.name}{tag}'
     return template.render(title=title, tag=tag, made_up=study.made_up, notes=study.notes, headline=_headline(tables, study.reference),
-                           sections=sections, data_text=_data_text(study, tables), shown=_tables_to_show(study, tables, best, audit),
+                           screen=_first_screen(study, tables), sections=sections, data_text=_data_text(study, tables),
+                           shown=_tables_to_show(study, tables, best, audit),
                            audited=audit is not None, figures=figures, locked=locked, power=power, best=best, arms=study.arms,
                            has_locked=study.has_locked, reference=study.reference, trained=study.trained,
                            command=study.config.get('command', ''),
@@ -290,7 +359,7 @@ def evaluate_study(
     write_tables(found, tables, n_boot)
     for line in [*found.notes, *_headline(tables, found.reference)]: print(line)
     for name, t in tables.items():
-        if len(t): display(Markdown(f'**{name}**'), t.T if name in ('arms', 'frequent', 'locked', 'power') else t)
+        if len(t): display(Markdown(f'**{name}**'), t.T if name in ('arms', 'frequent', 'verdicts', 'locked', 'power') else t)
     figures = study_figures(found, tables)
     for name, d in figures.items():
         if d.failed: print(f'the figure {name} could not be drawn: {d.failed}')

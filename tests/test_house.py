@@ -26,7 +26,7 @@ FLOORS = [
     {'readers'},
     {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
     {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'decisions', 'power', 'headroom', 'evidence', 'sheets'},
-    {'callbacks', 'programs', 'results', 'tables', 'corrections', 'kept', 'predictions', 'figures'},
+    {'callbacks', 'programs', 'results', 'verdicts', 'tables', 'corrections', 'kept', 'predictions', 'figures'},
     {'config', 'learner', 'engines'},
     {'train', 'controls', 'report'},
     {'study', 'predict', 'evaluate'},
