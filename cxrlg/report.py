@@ -57,10 +57,10 @@ _SAY = dict(mean='mean over folds', pooled='all folds pooled', seed_sd='SD over 
             power_equivalence='power to show equivalence', margin_shown='margin shown with 80 % power',
             patients_for_equivalence='patients to show equivalence', note='why there is none', df='degrees of freedom of that error',
             own_change="the layer's own change", layer='what the layer does', rare='labels with fewer than 30 positives',
-            verdict='verdict, not adjusted', p='p of no change')
+            excludes='excludes a gain of more than', p='p of no change')
 _HEADS = dict(seed_sd='SD over seeds', own_change="layer's own change", p_equal='p of equivalence', p_holm='p (Holm)', up='gains',
               p_equal_holm='p of equivalence (Holm)', detectable='found with 80 % power', edges='couplings', nonzero='not 0',
-              of='of models', one_sign='one sign', log_loss='log loss', auc='AUC', ppv='PPV', npv='NPV', ece='ECE',
+              of='of models', one_sign='one sign', log_loss='log loss', brier='Brier score', auc='AUC', ppv='PPV', npv='NPV', ece='ECE',
               noise='by chance', here='in the group',
               there='in the largest', n='rows', against='compared with')
 
@@ -81,10 +81,18 @@ def _tall(t, drop=(), reference='none'):
     def whole(v): return f'{int(v):,}' if isinstance(v, float) and v.is_integer() and abs(v) >= 1 else _text(v)
     return up.map(whole).rename(index=lambda c: says.get(c, c)).rename_axis('', axis=0).rename_axis(None, axis=1).reset_index()
 
-def _joined(arms, reference='none'):
+def _excluding(t, gain, high='change_high'):
+    "A table of changes with the upper end of each interval as a share of the most that couplings could give"
+    if high not in t: return t
+    def text(v):
+        if not np.isfinite(v): return None
+        return f'{max(v, 0):.4f}' + (f', {max(v, 0) / gain:.0%} of the most' if gain > 1e-5 else '')
+    return t.assign(excludes=t[high].map(text))
+
+def _joined(arms, gain, reference='none'):
     "The table of the arms, turned, with each interval beside its value"
     if not len(arms): return arms
-    t = _with_interval(_with_interval(arms, 'mean'), 'pooled', 'pooled_low', 'pooled_high')
+    t = _with_interval(_with_interval(_excluding(arms, gain), 'mean'), 'pooled', 'pooled_low', 'pooled_high')
     t = _with_interval(t, 'change', 'change_low', 'change_high', sign='+') if 'change' in t else t
     return _tall(t, ('locked', 'locked_low', 'locked_high'), reference)
 
@@ -112,6 +120,15 @@ def _verdict_sentence(v, n_labels, reference):
     change = f'{v["change"]:+.4f} ({_interval_text(v["low"], v["high"], "+")})'
     return f'; change against {reference}{_over(v, n_labels)} {change}, up in {v["folds_up"]} folds: {v["verdict"]}; {v["clause"]}'
 
+def _detectable(power, findings):
+    "The change that would have been found, by arm: over the labels of the verdict where that is known, else over all"
+    out = {}
+    for arm, t in power.groupby('arm') if len(power) else ():
+        same = t[t.labels == findings]
+        row, over = (same.iloc[0], '') if len(same) else (t.iloc[0], f' over {t.labels.iloc[0]} labels')
+        if np.isfinite(row.detectable): out[arm] = f'A change of {row.detectable:.4f}{over} would have been found with 80 % power'
+    return out
+
 def _arm_sentence(r, said, n_labels, detectable, reference):
     "The result of one arm in a sentence"
     if not np.isfinite(r['mean']): return f'Arm {r["arm"]}: {r["note"]}.'
@@ -120,8 +137,7 @@ def _arm_sentence(r, said, n_labels, detectable, reference):
     models = f'{r["folds"]} folds, {r["seeds"]} seed{"s" * (r["seeds"] > 1)}'
     line = f'Arm {r["arm"]}: mean fold macro AUC {r["mean"]:.4f} ({interval}; {models})'
     if r['arm'] in said: line += _verdict_sentence(said[r['arm']], n_labels, reference)
-    if np.isfinite(detectable): line += f'. A change of {detectable:.4f} would have been found with 80 % power'
-    return line + '.'
+    return f'{line}. {detectable}.' if detectable else f'{line}.'
 
 def _by_name(t): return {r['arm']: r for r in t.to_dict('records')}
 
@@ -131,10 +147,9 @@ def _locked_sentence(r):
 
 def _headline(tables, reference):
     "The result in sentences"
-    power, said, n_labels = tables['power'], _by_name(tables['verdicts']), tables['labels'].label.nunique() - 1
-    detectable = power.drop_duplicates('arm', keep='last').set_index('arm').detectable if len(power) else {}
-    rows = tables['arms'].to_dict('records')
-    out = [_arm_sentence(r, said, n_labels, detectable.get(r['arm'], np.nan), reference) for r in rows]
+    said, n_labels = _by_name(tables['verdicts']), tables['labels'].label.nunique() - 1
+    found = _detectable(tables['power'], tables['ceiling'].findings[0])
+    out = [_arm_sentence(r, said, n_labels, found.get(r['arm'], ''), reference) for r in tables['arms'].to_dict('records')]
     held = [r for r in tables['locked'].to_dict('records') if r['positives'] == 'all' and np.isfinite(r.get('locked', np.nan))]
     return out + [_locked_sentence(r) for r in held]
 
@@ -208,9 +223,10 @@ def _sets(t, drop, reference='none'):
     first = t.labels.iloc[0]
     return [(name, n, shown) for i, (name, (n, shown)) in enumerate(found.items()) if not i or n != first]
 
-def _locked_facts(t):
+def _locked_facts(t, gain):
     "What the template says of the locked patients; None where there are none"
     if not len(t): return None
+    t = _excluding(t, gain)
     columns = dict(locked=('low', 'high', ''), out_of_fold=('oof_low', 'oof_high', ''),
                    difference=('difference_low', 'difference_high', '+'), change=('change_low', 'change_high', '+'))
     for v, (low, high, sign) in columns.items(): t = _with_interval(t, v, low, high, sign) if v in t else t
@@ -241,6 +257,12 @@ def _changed(t):
     if t is None or not len(t) or 'change' not in t: return t
     return _with_interval(t, 'change', sign='+').drop(columns=['adjusted'], errors='ignore')
 
+def _controls(t, gain):
+    "The table of what couplings must beat; of AUCs also what they exclude"
+    if t is None or not len(t): return t
+    t = _excluding(t, gain, 'high')
+    return _headed(_changed(t.assign(excludes=t.excludes.where(t.metric == 'auc'))))
+
 def _calibrations(t):
     "Calibration error, slope and intercept with their intervals; None where nothing was scaled"
     t = t.rename(columns=lambda c: c.removeprefix('scaled_'))
@@ -258,14 +280,14 @@ def _tables_to_show(study, tables, best, audit):
     "Every table of the page as the template takes it"
     scale, groups = tables['scale'], tables['subgroups']
     as_they_are = {k: _headed(tables[k]) for k in ('flow', 'prevalence', 'worst')}
-    ece = tables['calibration']
+    ece, gain = tables['calibration'], tables['ceiling'].gain[0]
     made = dict(audit=audit, parameters=_parameters(study), environment=_environment(study),
-                arms=_joined(tables['arms'], study.reference), frequent=_joined(tables['frequent'], study.reference),
+                arms=_joined(tables['arms'], gain, study.reference), frequent=_joined(tables['frequent'], gain, study.reference),
                 points=_headed(_with_shares(tables['points'])), decisions=_benefits(tables['decisions']),
                 calibration=_calibrations(ece[[c for c in ece if not c.startswith('scaled_')]]),
                 scaled=_calibrations(ece[['label', *(c for c in ece if c.startswith('scaled_'))]]),
                 locked_calibration=_calibrations(tables['locked_calibration']), gaps=_headed(_largest_gaps(tables['gaps'])),
-                controls=_headed(_changed(tables.get('controls'))), aa=_changed(tables['aa']),
+                controls=_controls(tables.get('controls'), gain), aa=_changed(tables['aa']),
                 changes=_by_arm(tables['changes'], 'change', 'p_holm', '+'), delong=_by_arm(tables['delong'], 'change', 'p_holm', '+'),
                 labels=_by_arm(tables['labels'], 'auc'), locked_labels=_by_arm(tables['locked_labels'], 'auc'),
                 couplings=_headed(_strongest(tables['couplings'])), scale=scale[scale.arm == best].drop(columns='arm'),
@@ -279,7 +301,7 @@ SECTIONS = dict(couplings='Couplings', results='Results', locked='Locked patient
 def _page(study, tables, figures, n_boot, margin):
     "The page"
     best, audit, tag = best_arm(tables['arms']), _audited(study), f' ({study.made_up})' if study.made_up else ''
-    locked, power = _locked_facts(tables['locked']), _power_facts(tables['power'], margin, study.reference)
+    locked, power = _locked_facts(tables['locked'], tables['ceiling'].gain[0]), _power_facts(tables['power'], margin, study.reference)
     there = dict(locked=locked, power=power, couplings=study.trained or 'controls' in tables)
     sections = {k: v for k, v in SECTIONS.items() if there.get(k, True)}
     config = study.folder.settings.name if study.folder.settings.exists() else 'CONFIG.yaml'
