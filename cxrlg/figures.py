@@ -22,6 +22,7 @@ from .core import first_line
 from .eval import ensemble
 from .results import Study
 from .tables import best_arm, couplings_of
+from .verdicts import plot_verdicts
 
 # %% ../nbs/06ea_figures.ipynb #66ac49fe
 def _panels(n, width=9, height=2.2, ncols=4, **kw):
@@ -199,6 +200,10 @@ def _draw_reliability(study, tables, note): return plot_reliability(tables['reli
 def _draw_decisions(study, tables, note): return plot_decisions(tables['decisions'])
 def _draw_couplings(study, tables, note): return plot_graphs(study)
 
+def _draw_arms(study, tables, note):
+    colors = {a: f'C{i}' for i, a in enumerate(study.arms)}
+    return plot_verdicts(tables['verdicts'], tables['ceiling'], f'Change against {_plain(study.reference)}{note}', colors)
+
 def _draw_changes(study, tables, note):
     title = f'Change of AUC against {study.reference}{note}'
     return plot_intervals(tables['changes'], 'change', title, True) if len(tables['changes']) else None
@@ -207,6 +212,9 @@ def _draw_locked(study, tables, note):
     return plot_locked(tables['locked'], note) if len(tables['locked']) else None
 
 FIGURES = { # name: function, caption, text for those who cannot see it
+    'arms': (_draw_arms, 'Change of macro AUC of each arm against arm {reference}, with 95 % patient-bootstrap intervals. Band: margin of '
+             'equivalence. Dashed: the most that couplings could give at the AUCs of {reference}{note}.',
+             'A dot with a horizontal interval for each arm, a band around zero, and a dashed line.'),
     'auc': (_draw_auc, 'AUC of each label and their macro mean, averaged over folds and seeds, '
             'with 95 % patient-bootstrap intervals{note}.', 'Dots with horizontal intervals, a row a label, a colour an arm.'),
     'roc': (_draw_roc, 'ROC curves of the pooled out-of-fold films, probabilities averaged over seeds; '

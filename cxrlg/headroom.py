@@ -18,7 +18,6 @@ from scipy.special import expit, ndtri
 
 from .calibration import calibrated, fit_platt
 from .core import DataError, check_known, check_labels, clip_logit
-from .couplings import fit_couplings
 from .eval import known_mean, patient_codes, patient_weights
 
 # %% ../nbs/06f_headroom.ipynb #a2458b60
@@ -267,6 +266,7 @@ def _varied(known):
 
 def _graph_gain(known, auc, n, share, test, rng):
     "Mean change of AUC by couplings fitted on n films, and how many couplings there are"
+    from cxrlg.couplings import fit_couplings # the only part that needs torch
     y = known.draw(n, rng)
     fit = fit_couplings(_used(known, draw_evidence(y, auc, rng), share), y, 'min', n_lams=7, min_ratio=3e-3, n_splits=2)
     z, present, absent = test
@@ -349,11 +349,12 @@ def _tied(z, own, given, order):
 def study_ceiling(
     auc, # AUC of each finding: a mapping from names, or a Series, such as the arm `none` has
     targets:pd.DataFrame, # [n, L] the study's labels, a column a finding
+    judged=None, # names of the findings that the macro is over; all that have an AUC by default
     **options, # of `headroom`: patients, n_sim, n_boot, level, seed
 )->pd.Series: # the macro's `own ceiling gain`, its interval where there are replicates, `mc_error`
     "The ceiling of couplings at a study's own AUCs, over the findings that have one"
     auc = pd.Series(auc, dtype=float).reindex(targets.columns)
-    judged = auc.index[auc.notna()].tolist()
+    judged = [f for f in (auc.index if judged is None else judged) if np.isfinite(auc.get(f, np.nan))]
     if not judged: raise DataError(f'no finding of {", ".join(map(str, targets.columns))} has an AUC: give one by name')
     return headroom(targets, auc.clip(lower=.5).fillna(.5), judged=judged, **dict(n_boot=0) | options).loc['macro']
 

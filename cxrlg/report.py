@@ -61,19 +61,44 @@ _SAY = dict(mean='mean over folds', pooled='all folds pooled', seed_sd='SD over 
             locked='ensemble on the locked patients', se='standard error of the change', se_patients='its part from patients',
             sd_training='SD between training runs', detectable='change found with 80 % power',
             power_equivalence='power to show equivalence', margin_shown='margin shown with 80 % power',
-            patients_for_equivalence='patients to show equivalence', note='why there is none')
+            patients_for_equivalence='patients to show equivalence', note='why there is none', df='degrees of freedom of that error',
+            own_change="the layer's own change", layer='what the layer does', rare='labels with fewer than 30 positives',
+            excludes='excludes a gain of more than', p='p of no change')
+_HEADS = dict(seed_sd='SD over seeds', own_change="layer's own change", p_equal='p of equivalence', p_holm='p (Holm)', up='gains',
+              p_equal_holm='p of equivalence (Holm)', detectable='found with 80 % power', edges='couplings', nonzero='not 0',
+              of='of models', one_sign='one sign', log_loss='log loss', brier='Brier score', auc='AUC', ppv='PPV', npv='NPV', ece='ECE',
+              noise='by chance', here='in the group',
+              there='in the largest', n='rows', against='compared with')
+
+_METRICS = dict(auc='AUC', ap='average precision', log_loss='log loss', brier='Brier score')
+
+def _fold_names(t): return {c: f'fold {c[4:]}' for c in map(str, t) if c[:4] == 'fold' and c[4:].isdigit()}
+
+def _headed(t):
+    "A table with titles that can be read, of columns and of metrics"
+    if t is None or not len(t): return t
+    out = t.rename(columns=_HEADS | _fold_names(t))
+    return out.assign(metric=out.metric.replace(_METRICS)) if 'metric' in out else out
 
 def _tall(t, drop=(), reference='none'):
     "A table of arms turned: a row a quantity, a column an arm, which fits on a phone and on paper"
     up = t.drop(columns=[c for c in drop if c in t]).set_index('arm').dropna(axis=1, how='all').astype(object).T
-    says = _SAY | dict(change=f'change against {reference}')
+    says = _SAY | dict(change=f'change against {reference}') | _fold_names(t)
     def whole(v): return f'{int(v):,}' if isinstance(v, float) and v.is_integer() and abs(v) >= 1 else _text(v)
     return up.map(whole).rename(index=lambda c: says.get(c, c)).rename_axis('', axis=0).rename_axis(None, axis=1).reset_index()
 
-def _joined(arms, reference='none'):
+def _excluding(t, gain, high='change_high'):
+    "A table of changes with the upper end of each interval as a share of the most that couplings could give"
+    if high not in t: return t
+    def text(v):
+        if not np.isfinite(v): return None
+        return f'{max(v, 0):.4f}' + (f', {max(v, 0) / gain:.0%} of the most' if gain > 1e-5 else '')
+    return t.assign(excludes=t[high].map(text))
+
+def _joined(arms, gain, reference='none'):
     "The table of the arms, turned, with each interval beside its value"
     if not len(arms): return arms
-    t = with_interval(with_interval(arms, 'mean'), 'pooled', 'pooled_low', 'pooled_high')
+    t = with_interval(with_interval(_excluding(arms, gain), 'mean'), 'pooled', 'pooled_low', 'pooled_high')
     t = with_interval(t, 'change', 'change_low', 'change_high', sign='+') if 'change' in t else t
     return _tall(t, ('locked', 'locked_low', 'locked_high'), reference)
 
@@ -91,18 +116,36 @@ def _by_arm(t, value, p=None, sign=''):
 def _interval_text(low, high, sign=''):
     return f'{low:{sign}.4f} to {high:{sign}.4f}' if np.isfinite([low, high]).all() else 'interval unknown'
 
-def _arm_sentence(r, detectable, reference):
+def _over(v, n_labels):
+    "Which labels a verdict is over, where these are not all"
+    if v['findings'] < n_labels: return f' over the {v["findings"]} labels with 30 positives or more'
+    return ' over labels of which some have fewer than 30 positives' if v['rare'] else ''
+
+def _verdict_sentence(v, n_labels, reference):
+    "The change of one arm, its verdict, and what was possible"
+    change = f'{v["change"]:+.4f} ({_interval_text(v["low"], v["high"], "+")})'
+    return f'; change against {reference}{_over(v, n_labels)} {change}, up in {v["folds_up"]} folds: {v["verdict"]}; {v["clause"]}'
+
+def _detectable(power, findings):
+    "The change that would have been found, by arm: over the labels of the verdict where that is known, else over all"
+    out = {}
+    for arm, t in power.groupby('arm') if len(power) else ():
+        same = t[t.labels == findings]
+        row, over = (same.iloc[0], '') if len(same) else (t.iloc[0], f' over {t.labels.iloc[0]} labels')
+        if np.isfinite(row.detectable): out[arm] = f'A change of {row.detectable:.4f}{over} would have been found with 80 % power'
+    return out
+
+def _arm_sentence(r, said, n_labels, detectable, reference):
     "The result of one arm in a sentence"
     if not np.isfinite(r['mean']): return f'Arm {r["arm"]}: {r["note"]}.'
     interval = _interval_text(r['low'], r['high']).replace('interval', '95 % interval')
     if interval[0].isdigit(): interval = f'95 % interval {interval}'
     models = f'{r["folds"]} folds, {r["seeds"]} seed{"s" * (r["seeds"] > 1)}'
     line = f'Arm {r["arm"]}: mean fold macro AUC {r["mean"]:.4f} ({interval}; {models})'
-    if np.isfinite(r.get('change', np.nan)):
-        line += f'; change against {reference} {r["change"]:+.4f} ({_interval_text(r["change_low"], r["change_high"], "+")})'
-        line += f', up in {r["folds_up"]} folds: {r["verdict"]}'
-    if np.isfinite(detectable): line += f'. A change of {detectable:.4f} would have been found with 80 % power'
-    return line + '.'
+    if r['arm'] in said: line += _verdict_sentence(said[r['arm']], n_labels, reference)
+    return f'{line}. {detectable}.' if detectable else f'{line}.'
+
+def _by_name(t): return {r['arm']: r for r in t.to_dict('records')}
 
 def _locked_sentence(r):
     return (f'Locked patients ({r["films"]:,} films of {r["patients"]:,} patients), fold ensemble of arm {r["arm"]}: '
@@ -110,9 +153,9 @@ def _locked_sentence(r):
 
 def _headline(tables, reference):
     "The result in sentences"
-    power = tables['power']
-    detectable = power.drop_duplicates('arm').set_index('arm').detectable if len(power) else {}
-    out = [_arm_sentence(r, detectable.get(r['arm'], np.nan), reference) for r in tables['arms'].to_dict('records')]
+    said, n_labels = _by_name(tables['verdicts']), tables['labels'].label.nunique() - 1
+    found = _detectable(tables['power'], tables['ceiling'].findings[0])
+    out = [_arm_sentence(r, said, n_labels, found.get(r['arm'], ''), reference) for r in tables['arms'].to_dict('records')]
     held = [r for r in tables['locked'].to_dict('records') if r['positives'] == 'all' and np.isfinite(r.get('locked', np.nan))]
     return out + [_locked_sentence(r) for r in held]
 
@@ -131,6 +174,30 @@ def _environment(study):
         rows |= {(what, k): {c.get(key, {}).get(k) for c in configs} for k in names}
     if 'device' in study.config: rows['device', ''] = {c['device'] for c in configs if 'device' in c}
     return pd.DataFrame([dict(what=a, name=b, value=', '.join(sorted(map(str, v)))) for (a, b), v in rows.items()])
+
+# %% ../nbs/06e_report.ipynb #5c4ee001
+def _in_brackets(v, low, high, sign=''): return f'{v:{sign}.4f} ({_interval_text(low, high, sign)})' if np.isfinite(v) else '–'
+
+def _screen_row(r, v, held, reference):
+    "The row of one arm on the first screen"
+    row = dict(arm=r['arm'], auc=_in_brackets(r['mean'], r['low'], r['high']), bold=False)
+    row |= dict.fromkeys(('verdict', 'change', 'layer', 'clause', 'locked'), '')
+    if held is not None and np.isfinite(held.get('locked', np.nan)): row['locked'] = _in_brackets(held['locked'], held['low'], held['high'])
+    if v is None: return row | dict(verdict='reference' if r['arm'] == reference else 'not compared')
+    layer = f'{v["own_change"]:+.4f}: {v["layer"]}' if np.isfinite(v['own_change']) else ''
+    change = _in_brackets(v['change'], v['low'], v['high'], '+')
+    return row | dict(verdict=v['verdict'], bold=not v['rare'], change=change, layer=layer, clause=v['clause'])
+
+def _first_screen(study, tables):
+    "What a co-author asks first: films, what is estimated, the verdict on each arm"
+    said, locked = _by_name(tables['verdicts']), tables['locked']
+    held = _by_name(locked[locked.positives == 'all']) if len(locked) else {}
+    rows = [_screen_row(r, said.get(r['arm']), held.get(r['arm']), study.reference) for r in tables['arms'].to_dict('records')]
+    films, ceiling = study.films(study.folds), tables['ceiling'].iloc[0]
+    return dict(rows=rows, films=len(films), patients=films.patient.nunique(), labels=len(study.labels), findings=int(ceiling.findings),
+                seeds=int(tables['arms'].seeds.max()), folds=len(study.folds), ceiling=ceiling.to_dict(),
+                rare=bool(len(said)) and max(v['rare'] for v in said.values()) > 0,
+                columns=dict(locked=any(r['locked'] for r in rows), layer=any(r['layer'] for r in rows), change=bool(said)))
 
 # %% ../nbs/06e_report.ipynb #50d6d55d
 def _data_text(study, tables):
@@ -162,9 +229,10 @@ def _sets(t, drop, reference='none'):
     first = t.labels.iloc[0]
     return [(name, n, shown) for i, (name, (n, shown)) in enumerate(found.items()) if not i or n != first]
 
-def _locked_facts(t):
+def _locked_facts(t, gain):
     "What the template says of the locked patients; None where there are none"
     if not len(t): return None
+    t = _excluding(t, gain)
     columns = dict(locked=('low', 'high', ''), out_of_fold=('oof_low', 'oof_high', ''),
                    difference=('difference_low', 'difference_high', '+'), change=('change_low', 'change_high', '+'))
     for v, (low, high, sign) in columns.items(): t = with_interval(t, v, low, high, sign) if v in t else t
@@ -190,6 +258,24 @@ def _largest_gaps(t, n=20):
     return with_interval(t.sort_values(['p_holm', 'p'], kind='stable').head(n), 'gap', sign='+')
 
 # %% ../nbs/06e_report.ipynb #50d6d55f
+def _changed(t):
+    "Changes with their intervals beside them, and without what all rows share"
+    if t is None or not len(t) or 'change' not in t: return t
+    return with_interval(t, 'change', sign='+').drop(columns=['adjusted'], errors='ignore')
+
+def _controls(t, gain):
+    "The table of what couplings must beat; of AUCs also what they exclude"
+    if t is None or not len(t): return t
+    t = _excluding(t, gain, 'high')
+    return _headed(_changed(t.assign(excludes=t.excludes.where(t.metric == 'auc'))))
+
+def _calibrations(t):
+    "Calibration error, slope and intercept with their intervals; None where nothing was scaled"
+    t = t.rename(columns=lambda c: c.removeprefix('scaled_'))
+    if not len(t) or 'ece' not in t: return None
+    for value in ('slope', 'intercept'): t = with_interval(t, value, f'{value}_low', f'{value}_high')
+    return _headed(with_interval(t, 'ece'))
+
 def _with_shares(points):
     "Operating points with the interval of each share beside it"
     for share in [c.removesuffix('_low') for c in points if c.endswith('_low')]:
@@ -199,32 +285,37 @@ def _with_shares(points):
 def _tables_to_show(study, tables, best, audit):
     "Every table of the page as the template takes it"
     scale, groups = tables['scale'], tables['subgroups']
-    as_they_are = {k: tables[k] for k in ('flow', 'prevalence', 'locked_calibration', 'calibration', 'worst')}
+    as_they_are = {k: _headed(tables[k]) for k in ('flow', 'prevalence', 'worst')}
+    ece, gain = tables['calibration'], tables['ceiling'].gain[0]
     made = dict(audit=audit, parameters=_parameters(study), environment=_environment(study),
-                arms=_joined(tables['arms'], study.reference), frequent=_joined(tables['frequent'], study.reference),
-                points=_with_shares(tables['points']), decisions=_benefits(tables['decisions']), gaps=_largest_gaps(tables['gaps']),
-                controls=tables.get('controls'),
+                arms=_joined(tables['arms'], gain, study.reference), frequent=_joined(tables['frequent'], gain, study.reference),
+                points=_headed(_with_shares(tables['points'])), decisions=_benefits(tables['decisions']),
+                calibration=_calibrations(ece[[c for c in ece if not c.startswith('scaled_')]]),
+                scaled=_calibrations(ece[['label', *(c for c in ece if c.startswith('scaled_'))]]),
+                locked_calibration=_calibrations(tables['locked_calibration']), gaps=_headed(_largest_gaps(tables['gaps'])),
+                controls=_controls(tables.get('controls'), gain), aa=_changed(tables['aa']),
                 changes=_by_arm(tables['changes'], 'change', 'p_holm', '+'), delong=_by_arm(tables['delong'], 'change', 'p_holm', '+'),
                 labels=_by_arm(tables['labels'], 'auc'), locked_labels=_by_arm(tables['locked_labels'], 'auc'),
-                couplings=_strongest(tables['couplings']), scale=scale[scale.arm == best].drop(columns='arm'),
-                subgroups=with_interval(groups, 'auc') if len(groups) else groups)
-    return {k: page_table(t) for k, t in (as_they_are | made).items()} | dict(metrics=page_table(tables['metrics'], 5))
+                couplings=_headed(_strongest(tables['couplings'])), scale=scale[scale.arm == best].drop(columns='arm'),
+                subgroups=_headed(with_interval(groups, 'auc')) if len(groups) else groups)
+    return {k: page_table(t) for k, t in (as_they_are | made).items()} | dict(metrics=page_table(_headed(tables['metrics']), 5))
 
-SECTIONS = dict(data='Data', method='Method and parameters', results='Results', locked='Locked patients',
-                power='What this study could have seen', couplings='Couplings', calibration='Calibration', points='Operating points',
-                decisions='Decisions', subgroups='Subgroups', failures='Worst films', again='Environment, and how to run it again')
+SECTIONS = dict(couplings='Couplings', results='Results', locked='Locked patients', power='What this study could have seen',
+                calibration='Calibration', points='Operating points', decisions='Decisions', subgroups='Subgroups',
+                failures='Worst films', data='Data', method='Method and parameters', again='Environment, and how to run it again')
 
 def _page(study, tables, figures, n_boot, margin):
     "The page"
     best, audit, tag = best_arm(tables['arms']), _audited(study), f' ({study.made_up})' if study.made_up else ''
-    locked, power = _locked_facts(tables['locked']), _power_facts(tables['power'], margin, study.reference)
+    locked, power = _locked_facts(tables['locked'], tables['ceiling'].gain[0]), _power_facts(tables['power'], margin, study.reference)
     there = dict(locked=locked, power=power, couplings=study.trained or 'controls' in tables)
     sections = {k: v for k, v in SECTIONS.items() if there.get(k, True)}
     config = study.folder.settings.name if study.folder.settings.exists() else 'CONFIG.yaml'
     template = Environment(loader=PackageLoader('cxrlg'), autoescape=True, undefined=StrictUndefined).get_template('report.html')
     title = f'{"Study" if study.trained else "Evaluation"} {study.name}{tag}'
     return template.render(title=title, tag=tag, made_up=study.made_up, notes=study.notes, headline=_headline(tables, study.reference),
-                           sections=sections, data_text=_data_text(study, tables), shown=_tables_to_show(study, tables, best, audit),
+                           screen=_first_screen(study, tables), sections=sections, data_text=_data_text(study, tables),
+                           shown=_tables_to_show(study, tables, best, audit),
                            audited=audit is not None, figures=figures, locked=locked, power=power, best=best, arms=study.arms,
                            has_locked=study.has_locked, reference=study.reference, trained=study.trained,
                            command=study.config.get('command', ''),
@@ -296,7 +387,7 @@ def evaluate_study(
     write_tables(found, tables, n_boot)
     for line in [*found.notes, *_headline(tables, found.reference)]: print(line)
     for name, t in tables.items():
-        if len(t): display(Markdown(f'**{name}**'), t.T if name in ('arms', 'frequent', 'locked', 'power') else t)
+        if len(t): display(Markdown(f'**{name}**'), t.T if name in ('arms', 'frequent', 'verdicts', 'locked', 'power') else t)
     figures = study_figures(found, tables)
     for name, d in figures.items():
         if d.failed: print(f'the figure {name} could not be drawn: {d.failed}')

@@ -11,15 +11,15 @@ import pandas as pd
 from scipy.special import expit
 from tqdm import tqdm
 
-from .calibration import (age_bands, calibration, cross_calibrated, fit_platt, operating_points, rescaled,
+from .calibration import (age_bands, calibration, calibration_line, cross_calibrated, fit_platt, operating_points, rescaled,
                                subgroups)
 from .core import DataError, clip_logit
 from .decisions import decision_curves, group_gaps
-from .eval import (ADJUSTED, METRICS, at_an_end, bootstrap, class_counts, delong, ensemble, film_log_loss, holm,
-                        known_mean, label_statistics, macro_auc, no_auc, paired_changes, percentile_interval, scores,
-                        single_patient, verdict)
+from .eval import (METRICS, at_an_end, bootstrap, class_counts, delong, ensemble, film_log_loss, holm, known_mean,
+                        label_statistics, macro_auc, no_auc, paired_changes, percentile_interval, scores, single_patient)
 from .power import error_parts, minimum_detectable_effect, patients_needed, power
 from .results import as_study, json_of, read_file
+from .verdicts import NO_COUPLING, ceiling_table, judged_change, seed_changes, verdict_table
 
 # %% ../nbs/06da_tables.ipynb #eff896b3
 def couplings_of(
@@ -98,6 +98,11 @@ def _headline_interval(x, level, unknown):
 def _spread(x): return x.std(ddof=1) if len(x) > 1 else np.nan
 
 # %% ../nbs/06da_tables.ipynb #241f2a78
+def _layer(study, arm, own):
+    "What a graph does at prediction: nothing where no coupling is left in any fold and seed"
+    A = couplings_of(study, arm)
+    return NO_COUPLING if len(A) and not A.any() else layer_said(own)
+
 def _arm_row(study, reps, arm, level, use):
     "The row of one arm, without its comparison"
     grid = seeds, folds = study.grid(arm)
@@ -111,7 +116,7 @@ def _arm_row(study, reps, arm, level, use):
     return dict(arm=arm, seeds=len(seeds), folds=len(folds), **{f'fold{f}': m for f, m in zip(folds, macro.mean(0))},
                 mean=mean[0, -1], low=low, high=high, seed_sd=_spread(known_mean(macro, 1)), pooled=pool[0, -1],
                 pooled_low=pooled_low, pooled_high=pooled_high, no_flip=once('plain'), before_graph=before,
-                own_change=mean[0, -1] - before, layer=layer_said(mean[0, -1] - before))
+                own_change=mean[0, -1] - before, layer=_layer(study, arm, mean[0, -1] - before))
 
 def _compared(study, locked=False):
     "The arms that can be compared with the reference, with the seeds and folds that both have"
@@ -122,22 +127,25 @@ def _compared(study, locked=False):
 def _paired(study, reps, arm, grid, use=slice(None), metric='auc', level=.95):
     "Paired table of an arm against `none`"
     a, b = (label_statistics(reps.oof(x, grid, metric=metric)[..., use]) for x in (study.reference, arm))
-    return paired_changes(a, b, np.array(study.labels, dtype=object)[use].tolist(), level, reps.unknown(grid[1], metric, use))
+    return paired_changes(a, b, _named(study, use), level, reps.unknown(grid[1], metric, use))
 
-def _judged(t, t90, margin):
-    "Verdict on a macro change, and how it was adjusted"
-    found = verdict(t.change, (t.low, t.high), (t90.low, t90.high), margin)
-    return dict(verdict=found, adjusted=ADJUSTED['none'])
+def _named(study, use): return np.array(study.labels, dtype=object)[use].tolist()
+
+def _judged(study, use, reps, margin, unknown, level=.95):
+    "Change of the macro between two arms' replicates, its interval and verdict, as columns of an arm"
+    found = judged_change(*map(label_statistics, reps), _named(study, use), margin, unknown, level)
+    return {f'change_{k}' if k in ('low', 'high') else k: v for k, v in found.items()}
 
 def _comparison(study, reps, arm, margin, use):
     "The columns that compare an arm with `none`"
     if arm == study.reference or study.reference not in study.arms: return {}
     grid = _compared(study).get(arm)
     if grid is None: return dict(verdict=f'no fold in common with {study.reference}')
-    t, t90 = (_paired(study, reps, arm, grid, use, level=level).loc['macro'] for level in (.95, .9))
-    a, b = (known_mean(reps.oof(x, grid)[0][..., use], 2) for x in (study.reference, arm))
-    return dict(change=t.change, change_low=t.low, change_high=t.high, change_seed_sd=_spread(known_mean(b - a, 1)),
-                folds_up=counted_up((b - a).mean(0)), p=t.p) | _judged(t, t90, margin)
+    both = [reps.oof(x, grid)[..., use] for x in (study.reference, arm)]
+    found = _judged(study, use, both, margin, reps.unknown(grid[1], use=use))
+    a, b = (known_mean(x[0], 2) for x in both)
+    more = dict(change_seed_sd=_spread(known_mean(b - a, 1)), folds_up=counted_up((b - a).mean(0)))
+    return {k: found[k] for k in ('change', 'change_low', 'change_high')} | more | found
 
 def _with_holm(t):
     "A table of arms with the p-values adjusted over them"
@@ -285,7 +293,8 @@ def _details(study, arm, n_boot, seed, say):
     several, as_is = len(grid[1]) > 1, calibration(y, p, **more)
     q = cross_calibrated(y, clip_logit(p, 1e-7), films.fold) if several else p
     scaled = calibration(y, q, labels=study.labels, **more)
-    ece = as_is.ece.join(scaled.ece.add_prefix('scaled_')) if several else as_is.ece
+    ece = as_is.ece.join(calibration_line(y, p, labels=study.labels, **more))
+    if several: ece = ece.join(scaled.ece.join(calibration_line(y, q, labels=study.labels, **more)).add_prefix('scaled_'))
     reliability = pd.concat([as_is.table.assign(scaled=False)] + [scaled.table.assign(scaled=True)] * several, ignore_index=True)
     say('operating points')
     points = operating_points(y, p, films.fold, labels=study.labels, **more)
@@ -321,7 +330,7 @@ def _locked_row(study, reps, arm, use, level):
     before = _locked_before(study, arm, grid, use)
     return dict(arm=arm, seeds=len(seeds), folds=len(folds), locked=lock[0, -1], low=low, high=high,
                 seed_sd=_spread(known_mean(known_mean(held[0], 2), 1)), all_seeds=every,
-                own_change=lock[0, -1] - before, layer=layer_said(lock[0, -1] - before),
+                own_change=lock[0, -1] - before, layer=_layer(study, arm, lock[0, -1] - before),
                 out_of_fold=oof[0, -1], oof_low=oof_low, oof_high=oof_high,
                 difference=lock[0, -1] - oof[0, -1], difference_low=less_low, difference_high=less_high)
 
@@ -329,10 +338,8 @@ def _locked_change(study, reps, arm, use, level, margin):
     "The columns that compare an arm with `none` on the locked patients"
     grid = _compared(study, locked=True).get(arm)
     if grid is None: return {}
-    a, b = (label_statistics(reps.locked(x, grid)[..., use]) for x in (study.reference, arm))
-    names, unknown = [study.labels[i] for i in use], reps.unknown('locked', use=use)
-    t, t90 = (paired_changes(a, b, names, l, unknown).loc['macro'] for l in (level, .9))
-    return dict(change=t.change, change_low=t.low, change_high=t.high, p=t.p) | _judged(t, t90, margin)
+    both = [reps.locked(x, grid)[..., use] for x in (study.reference, arm)]
+    return _judged(study, use, both, margin, reps.unknown('locked', use=use), level)
 
 def _locked(study, reps, margin, level):
     "The table of the locked patients; empty where they were not scored"
@@ -394,6 +401,18 @@ def power_table(
     study = as_study(study)
     return _power(study, _Replicates(study, n_boot, seed), margin)
 
+# %% ../nbs/06da_tables.ipynb #6c1d0e12
+def _possible(study, reps, arms, frequent, labels, level, margin, seed):
+    "Verdicts, the ceiling of couplings, and A/A, over the findings that a verdict may be headlined for"
+    arm, use = study.reference if study.reference in study.arms else study.arms[0], list(range(len(study.labels)))
+    if len(frequent): use = np.flatnonzero(_smaller_class(study, study.folds) >= FREQUENT).tolist()
+    auc = labels[labels.arm == arm].iloc[:-1].set_index('label').auc # the last row is the macro
+    judged, (seeds, folds) = [l for l in _named(study, use) if np.isfinite(auc[l])], study.grid(arm)
+    ceiling = ceiling_table(auc, study.targets(study.folds), judged, margin, seed)
+    aa = seed_changes(reps.oof(arm, (seeds, folds))[..., use], seeds, _named(study, use), margin, reps.unknown(folds, use=use), level)
+    verdicts = verdict_table(frequent if len(frequent) else arms, ceiling)
+    return dict(verdicts=verdicts, ceiling=ceiling.assign(arm=arm), aa=aa.assign(arm=arm) if len(aa) else aa)
+
 # %% ../nbs/06da_tables.ipynb #437b9cb8
 def fit_calibration(
     study, # a `Study`, or its folder
@@ -412,8 +431,9 @@ def _locked_calibration(study, scale, n_boot, seed):
         if not grid[1]: continue
         p, y, patients = ensemble(study.locked_probs(arm, grid)), study.targets('locked'), study.films('locked').patient
         for how, q in (('as predicted', p), ('scaled', rescaled(p, scale[scale.arm == arm]))):
-            e = calibration(y, q, patients=patients, n_boot=n_boot, seed=seed).ece.loc['macro']
-            rows.append(dict(arm=arm, probabilities=how, **e, **scores(y, q).loc['macro', ['log_loss', 'brier']]))
+            e, line = (of(y, q, patients=patients, n_boot=n_boot, seed=seed) for of in (calibration, calibration_line))
+            found = pd.concat([e.ece.loc['macro'], line.loc['macro']])
+            rows.append(dict(arm=arm, probabilities=how, **found, **scores(y, q).loc['macro', ['log_loss', 'brier']]))
     return pd.DataFrame(rows)
 
 # %% ../nbs/06da_tables.ipynb #16862084
@@ -422,7 +442,7 @@ def _no_headline(study, labels):
     notes = {a: labels[(labels.arm == a) & (labels.note != '') & (labels.label != 'macro')] for a in study.arms}
     return [f'no macro AUC: {"; ".join(t.label + ": " + t.note)}' if len(t) == len(study.labels) else '' for t in notes.values()]
 
-def _progress(bar, total=7):
+def _progress(bar, total=8):
     "Function that says which part of the tables is computed"
     progress = tqdm(total=total, unit='part', disable=not bar, leave=False)
     def say(name):
@@ -439,7 +459,7 @@ def summarise(
     margin:float=0.005, # largest change of macro AUC that does not matter
     bar:bool=False, # show a progress bar?
 )->dict: # name -> DataFrame
-    "Every table of a study: arms, labels, changes, tests, locked patients, power, films, couplings, calibration, subgroups, worst films"
+    "Every table of a study: arms, verdicts, labels, changes, tests, locked patients, power, films, couplings, calibration, subgroups"
     study = as_study(study)
     if not n_boot >= 1: raise DataError(f'n_boot={n_boot} must be 1 or more')
     reps, say = _Replicates(study, n_boot, seed), _progress(bar)
@@ -452,9 +472,11 @@ def summarise(
         arms = arms.join(held.rename(columns=dict(low='locked_low', high='locked_high')), on='arm')
     if arms['mean'].isna().any(): arms['note'] = _no_headline(study, labels)
     say('metrics')
-    pairs = _pairs(study, reps, level)
+    pairs, frequent = _pairs(study, reps, level), _frequent(study, reps, level, margin)
+    say('ceiling')
+    possible = _possible(study, reps, arms, frequent, labels, level, margin, seed)
     folds = tuple(sorted({f for a in study.arms for f in study.grid(a)[1]}))
-    tables = dict(arms=arms, frequent=_frequent(study, reps, level, margin), labels=labels,
+    tables = dict(arms=arms, frequent=frequent, **possible, labels=labels,
                   changes=_tagged({a: t.drop(columns=['a', 'b']) for a, t in pairs['auc'].items()}), delong=_delong(study, level),
                   metrics=_metrics(study, reps, pairs), locked=locked, locked_labels=_locked_labels(study, reps, level),
                   locked_calibration=_locked_calibration(study, scale, n_boot, seed), power=_power(study, reps, margin),

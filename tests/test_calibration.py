@@ -1,15 +1,19 @@
 """Calibration, operating points and subgroups: nested in the folds, intervals that hold the truth, small groups named."""
 import tracemalloc
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 from scipy.stats import beta
+from sklearn.linear_model import LogisticRegression
 
-from cxrlg.calibration import (age_bands, calibrated, calibration, cross_calibrated, fit_platt, operating_points, subgroups, _bins)
+from cxrlg.calibration import (age_bands, calibrated, calibration, calibration_line, cross_calibrated, fit_platt, operating_points,
+                               subgroups, _bins)
 from cxrlg.core import DataError
-from cxrlg.eval import macro_auc, simulate, tta
+from cxrlg.eval import macro_auc, patient_weights, simulate, tta
 
 
 def simulated(n_patients=120, L=4, seed=0):
@@ -107,3 +111,66 @@ def test_logits_and_single_folds_are_refused():
     y, z, _ = simulated()
     with pytest.raises(DataError, match='through the sigmoid first'): calibration(y, z * 5)
     with pytest.raises(DataError, match='two folds or more'): cross_calibrated(y, z, np.zeros(len(y)))
+
+
+# slope and intercept
+
+def refitted(y, p, patients, n_boot, seed=0):
+    "Slopes of logistic regressions fitted anew on each replicate's films"
+    z, codes = logit(p)[:, None], pd.factorize(patients)[0]
+    w = np.concatenate(list(patient_weights(codes.max() + 1, n_boot, seed, n_films=len(y))), axis=1)[codes]
+    fits = [LogisticRegression(C=1e10, tol=1e-9).fit(z, y, sample_weight=c) for c in w.T]
+    return np.array([f.coef_.item() for f in fits])
+
+
+@pytest.fixture(scope='module')
+def drawn():
+    y, z, patients = simulate(500, [.3, .08], [1.5, 1.8], seed=2)
+    return y, expit(1.3 * z.astype(float) - .4), patients
+
+
+def test_slope_and_intercept_are_those_of_a_logistic_regression(drawn):
+    y, p, patients = drawn
+    line = calibration_line(y, p, patients, ['a', 'b'], n_boot=20)
+    for l, name in enumerate(['a', 'b']):
+        fit = LogisticRegression(C=1e10, tol=1e-12, max_iter=1000).fit(logit(p[:, [l]]), y[:, l])
+        assert line.slope[name] == pytest.approx(fit.coef_.item(), abs=1e-5)
+        found = brentq(lambda a: (expit(logit(p[:, l]) + a) - y[:, l]).sum(), -9, 9)
+        assert line.intercept[name] == pytest.approx(found, abs=1e-8)
+    assert np.allclose(line.loc['macro', ['slope', 'intercept']], line.iloc[:2][['slope', 'intercept']].mean())
+
+
+def test_intervals_are_those_of_models_fitted_anew_on_resampled_patients(drawn):
+    y, p, patients = drawn
+    line = calibration_line(y, p, patients, n_boot=300)
+    for l in range(2):
+        low, high = np.quantile(refitted(y[:, l], p[:, l], patients, 300)[1:], [.025, .975])
+        width = high - low
+        assert abs(line.slope_low.iloc[l] - low) < .03 * width and abs(line.slope_high.iloc[l] - high) < .03 * width
+
+
+def test_intervals_hold_the_truth():
+    inside = []
+    for i in range(60):
+        rng = np.random.default_rng(i)
+        z = np.repeat(rng.normal(-1, 1.5, 250), 2)
+        y = (rng.random(500) < expit(z)).astype(float)
+        line = calibration_line(y, expit(z), np.arange(500) // 2, n_boot=200).iloc[0]
+        inside.append([line.slope_low <= 1 <= line.slope_high, line.intercept_low <= 0 <= line.intercept_high])
+    assert (np.mean(inside, 0) > .87).all(), np.mean(inside, 0)
+
+
+def test_labels_without_a_line():
+    y, z, patients = simulate(100, [.3, .3, .3, .3], [1, 1, 1, 1])
+    p = expit(z.astype(float))
+    y[:, 1], y[:, 2], p[:, 3] = 0, np.nan, np.where(y[:, 3] == 1, .9, .1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        line = calibration_line(y, p, patients, list('abcd'), n_boot=30)
+    assert line.loc['a'].notna().all() and line.loc[['b', 'c']].isna().all(axis=None) and np.isnan(line.slope['d'])
+    known = np.random.default_rng(0).random(len(y)) < .6
+    part = y[:, :1].copy()
+    part[~known] = np.nan
+    found = calibration_line(part, p[:, :1], patients, n_boot=0).iloc[0]
+    assert found.slope == pytest.approx(calibration_line(y[known, :1], p[known, :1], n_boot=0).slope.iloc[0])
+    with pytest.raises(DataError, match='through the sigmoid first'): calibration_line(y, z)

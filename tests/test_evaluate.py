@@ -58,7 +58,7 @@ def test_what_the_command_leaves_and_says(command, here, tmp_path):
     assert 'Evaluation out</h1>' in html and 'Nothing was trained here' in html and 'Change against old' in html
     assert 'cxrlg_evaluate old.csv new.csv --labels labels.csv' in html and '3 folds by patient' in html
     assert 'arm none' not in html and 'against none' not in html and 'cxrlg_study' not in html and '<b>Nodule' not in html
-    assert {p.stem for p in folder.figures.iterdir()} == {'auc', 'roc', 'reliability', 'changes', 'decisions'}
+    assert {p.stem for p in folder.figures.iterdir()} == {'arms', 'auc', 'roc', 'reliability', 'changes', 'decisions'}
     assert re.search('Decisions</h2>', html) and 'Gaps between groups' in html
     tables = read_json(folder.tables)
     assert {'decisions', 'gaps', 'points', 'subgroups', 'changes', 'power'} <= set(tables) and len(tables['gaps']) == 12

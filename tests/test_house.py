@@ -27,7 +27,7 @@ FLOORS = [
     {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
     {'batches', 'model', 'maps', 'couplings', 'stability', 'calibration', 'decisions', 'recalibration', 'power', 'headroom', 'evidence',
      'sheets'},
-    {'callbacks', 'programs', 'results', 'tables', 'corrections', 'kept', 'predictions', 'units', 'figures'},
+    {'callbacks', 'programs', 'results', 'verdicts', 'tables', 'corrections', 'kept', 'predictions', 'units', 'figures'},
     {'config', 'learner', 'engines'},
     {'train', 'controls', 'report'},
     {'study', 'predict', 'evaluate'},

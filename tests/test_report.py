@@ -56,7 +56,7 @@ def test_report_is_self_contained_safe_and_the_same_twice(tmp_path):
     html = write_report(evil, n_boot=30).read_text()
     assert '<b>&c' not in html and 'a&lt;b&gt;&amp;c' in html
     assert not re.search(r'(src|href)="(?!data:|#)', html) and '<script' not in html and 'viewport' in html and '@media print' in html
-    assert html.count('<img') == len(re.findall(r'<img [^>]*alt="[^"]+"', html)) == 7
+    assert html.count('<img') == len(re.findall(r'<img [^>]*alt="[^"]+"', html)) == 8
     assert 'nan' not in re.sub(r'base64,[^"]*', '', html).lower().replace('finan', '')
     first = {f.name: f.read_bytes() for f in evil.rglob('*') if f.is_file()}
     write_report(evil, n_boot=30)
@@ -85,7 +85,7 @@ def test_hostile_names_are_shown_as_text(study):
         html = write_report(study, n_boot=20).read_text()
     assert '<script>' not in html and '<img src=x' not in html
     assert '&lt;script&gt;alert(1)&lt;/script&gt;' in html and '{{ 7*7 }}' in html
-    assert 'could not be drawn' not in html and html.count('<img') == 7
+    assert 'could not be drawn' not in html and html.count('<img') == 8
     labels = [r['label'] for r in strict(study.tables)['labels']]
     assert HOSTILE['Hernia'] in labels and HOSTILE['Pneumonia'] in labels
     assert len(pd.read_csv(study.results)) == 2 and set(strict(study.calibration)['none']) >= set(HOSTILE.values())
@@ -98,7 +98,7 @@ def test_phantom_is_said_in_every_heading_and_figure(tmp_path, monkeypatch):
     html = write_report(s, n_boot=30).read_text()
     for tag in (r'<h\d[^>]*>(.*?)</h\d>', r'<figcaption>(.*?)</figcaption>'):
         assert all('(phantom)' in text for text in re.findall(tag, html))
-    assert len(drawn) == 7 and all('phantom' in [x.get_text() for x in fig.texts] for fig in drawn)
+    assert len(drawn) == 8 and all('phantom' in [x.get_text() for x in fig.texts] for fig in drawn)
 
 
 def test_results_files_say_the_same(study):
@@ -123,7 +123,7 @@ def test_locked_section_of_the_report(closed, study):
     html = write_report(s, t, n_boot=40).read_text()
     js, csv = strict(closed.tables), pd.read_csv(closed.results)
     assert 'Locked patients (simulated)</h2>' in html and 'an ensemble, which tends to be better' in html
-    assert html.count('<img') == 8 and 'scored once' in html and plot_locked(t['locked']).axes
+    assert html.count('<img') == 9 and 'scored once' in html and plot_locked(t['locked']).axes
     assert [r['arm'] for r in js['locked']] == ['none', 'prox'] * 2
     assert np.allclose(csv.locked, [r['locked'] for r in js['locked'][:2]], atol=1e-6)
     assert t['prevalence'].locked.sum() == (s.targets('locked') == 1).sum().sum()
@@ -160,6 +160,45 @@ def test_flow_and_audit_are_told(study):
     with pytest.raises(DataError, match='problems.csv cannot be read'): write_report(study, t, {})
 
 
+# the first screen
+
+def first_screen(html): return html[html.index('<h1>'):html.index('<nav>')]
+
+
+def test_verdicts_and_their_figure_come_first_then_couplings_and_the_environment_last(closed):
+    html, js = write_report(closed, n_boot=20).read_text(), strict(closed.tables)
+    top = first_screen(html)
+    assert top.count('<img') == 1 and '<table class="verdicts">' in top and 'What is estimated: the mean change' in top
+    assert all(v['clause'] in top and f'{v["verdict"]}<' in top for v in js['verdicts'])
+    order = re.findall(r'<h2 id="(\w+)"', html)
+    assert order == list(room.SECTIONS) and order[0] == 'couplings' and order[-1] == 'again'
+    assert html.index('Parameters') > html.index('id="failures"')
+    assert 'compared as arms are' in html and [r['seed'] for r in js['aa']] == [2]
+
+
+def test_a_verdict_is_bold_only_over_findings_with_enough_positives(study, tmp_path):
+    frequent = first_screen(write_report(study, n_boot=20, figures={}).read_text())
+    assert '<strong>' in frequent and 'labels with 30 positives or more, the macro AUC over all' in frequent
+    rare = first_screen(write_report(example_study(tmp_path/'rare', 12), n_boot=20, figures={}).read_text())
+    assert '<strong>' not in rare.split('<table')[1] and 'no verdict is headlined' in rare
+
+
+def test_one_label_has_no_ceiling_and_says_so(study):
+    def keep(t): return t[[c for c in t if ':' not in c or c.endswith(':Edema')]]
+    for fold in study.found().values():
+        rewrite(fold.oof, keep)
+        if fold.couplings.exists(): pd.read_csv(fold.couplings, index_col=0).loc[['Edema'], ['Edema']].to_csv(fold.couplings)
+    html = write_report(study, n_boot=20).read_text()
+    assert 'couplings could give here is not known: fewer than two findings have an AUC' in first_screen(html)
+    assert 'could not be drawn' not in html
+
+
+def test_columns_have_names_that_can_be_read(closed):
+    shown = re.sub(r'base64,[^"]*', '', write_report(closed, n_boot=20, figures={}).read_text())
+    for name in ('own_change', 'before_graph', 'p_holm', 'log_loss', 'seed_sd', 'folds_up', '>layer<', '>rare<', '>df<'):
+        assert name not in shown, name
+
+
 # order, and figures that fail
 
 def broken(*_): raise RuntimeError('no <font>\nat all')
@@ -169,7 +208,7 @@ def broken(*_): raise RuntimeError('no <font>\nat all')
 def test_a_figure_that_fails_is_named_and_takes_nothing_with_it(closed, monkeypatch, name):
     monkeypatch.setitem(FIGURES, name, (broken, *FIGURES[name][1:]))
     html = write_report(closed, n_boot=5).read_text()
-    assert f'The figure {name} could not be drawn (RuntimeError: no &lt;font&gt;)' in html and html.count('<img') == 7
+    assert f'The figure {name} could not be drawn (RuntimeError: no &lt;font&gt;)' in html and html.count('<img') == 8
     assert {f.stem for f in closed.figures.iterdir()} == set(FIGURES) - {name}
 
 
@@ -217,7 +256,7 @@ def test_papermill_does_the_job_and_nothing_else(study, tmp_path):
     job = next(i for i, c in enumerate(nb.cells) if 'evaluate_study(' in c.source)
     assert ran(nb) == [job] and study.report.exists()
     shown = ''.join(str(o.get('data', o.get('text', ''))) for o in nb.cells[job].outputs)
-    assert all(f'**{name}**' in shown for name in ('arms', 'labels', 'changes', 'power')) and shown.count('image/png') == 7
+    assert all(f'**{name}**' in shown for name in ('arms', 'labels', 'changes', 'power')) and shown.count('image/png') == 8
     assert 'Arm prox: mean fold macro AUC' in shown and 'report.html' in shown
 
 
