@@ -121,7 +121,10 @@ def test_a_network_of_some_findings_has_the_folds_of_all(tmp_path):
     assert all(films[0].equals(f) for f in films[1:])
 
 
-@pytest.mark.parametrize('findings, says', [('Edema', 'give a list of names'), ([], 'give a list'), (['edema'], "no finding 'edema'.*Edema")])
+ODD = [('Edema', 'give a list of names'), ([], 'give a list'), (['edema'], "no finding 'edema'.*Edema")]
+
+
+@pytest.mark.parametrize('findings, says', ODD)
 def test_odd_findings_are_refused_in_one_line(findings, says):
     with pytest.raises(DataError, match=says): load_data(TrainConfig(**TINY | dict(data_args=dict(n_patients=9, findings=findings))))
 
