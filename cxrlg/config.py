@@ -37,7 +37,7 @@ def _whole(low):
 
 def _is_study_name(v): return isinstance(v, str) and v != 'cache' and re.fullmatch(r'\w[\w.-]{0,99}', v)
 
-ARMS = ('none', 'l1', 'prox')
+ARMS = ('none', 'l1', 'prox', 'free')
 _message = _one_of('prob', 'centred', 'logit')
 _precision = _one_of('auto', 'bf16', 'fp16', 'no')
 _device = _one_of('', 'cpu', 'cuda', 'mps')
@@ -74,14 +74,15 @@ class TrainConfig:
     in_chans:Annotated[int, _one_of(1, 3), 'channels of the network: 1, or 3 to repeat the grey film'] = 1
     pretrained:Annotated[bool, _yes_or_no, "weights from timm's hub"] = False
     weights:Annotated[str, _text, 'or from a local file'] = ''
+    freeze:Annotated[bool, _yes_or_no, 'keep the pretrained network as it is; train the last layer and the graph on its features'] = False
     drop_rate:Annotated[float, _share, 'dropout before the last layer'] = 0.2
-    arm:Annotated[str, _one_of(*ARMS), "none (plain classifier), l1 (the paper's graph), prox (the graph with exact zeros)"] = 'none'
+    arm:Annotated[str, _one_of(*ARMS), "none (plain classifier), l1 (the paper's graph), prox (exact zeros), free (no penalty)"] = 'none'
     alpha:Annotated[float, _number(0), 'strength of the graph'] = 0.3
     message:Annotated[str, _message, 'what a finding sends: prob (as published), centred (less its prevalence) or logit'] = 'prob'
     symmetric:Annotated[bool, _yes_or_no, 'one coupling a pair of findings instead of two'] = False
     lam:Annotated[float, _penalty, 'penalty on each coupling, in loss per unit of A; negative: l1 1e-3, prox a share of lam_max'] = -1.0
     lam_share:Annotated[float, _share, 'prox with negative lam: the penalty as a share of lam_max'] = 0.35
-    graph_lr:Annotated[float, _number(0), "the graph's step, as a multiple of lr (l1) or of 0.3 of a full proximal step (prox)"] = 1.0
+    graph_lr:Annotated[float, _number(0), "the graph's step, as a multiple of lr (l1, free) or of 0.3 of a full proximal step (prox)"] = 1.0
     # loss
     loss:Annotated[str, _one_of('asl', 'bce'), 'asl (Asymmetric Loss) or bce (binary cross-entropy)'] = 'asl'
     gamma_neg:Annotated[float, _number(0), 'asl: exponent that makes easy negatives count less'] = 4.0
@@ -133,6 +134,19 @@ def _check(self:TrainConfig):
     if not self.arch: self.arch, self.arch_args = 'seresnext101_32x4d', {'layers': [1, 1, 1, 1]} | self.arch_args
     if not self.fold < self.n_splits:
         raise DataError(f'fold={self.fold}: with n_splits={self.n_splits} the folds are 0 to {self.n_splits - 1}')
+    if self.freeze: self._check_frozen()
+
+_UNSEEN = dict(rotate=0, crop=1, jitter=0, mixup=0, compile=False)
+
+@patch
+def _check_frozen(self:TrainConfig):
+    "A frozen network has weights worth keeping, and sees a film and its mirror image once"
+    if not self.weights and not self.pretrained:
+        raise DataError('freeze=true keeps the network as it is: give it weights=FILE, or pretrained=true')
+    lost = [k for k, off in _UNSEEN.items() if getattr(self, k) != off]
+    if lost:
+        do = ', '.join(f'{k}={str(_UNSEEN[k]).lower()}' for k in lost)
+        raise DataError(f'freeze=true sees each film and its mirror image once, so flip is all that can be varied: set {do}')
 
 # %% ../nbs/05c_config.ipynb #16c0000c
 @patch(cls_method=True)
@@ -149,7 +163,7 @@ def check_names(
 
 # %% ../nbs/05c_config.ipynb #16c0000f
 _NO_NUMBER = ('data_dir', 'out_dir', 'study', 'on_device', 'device')
-_LATER = ('message', 'symmetric', 'deterministic', 'mixup')
+_LATER = ('message', 'symmetric', 'deterministic', 'mixup', 'freeze')
 
 @patch(as_prop=True)
 def hash(self:TrainConfig) -> str: # 16 hexadecimal digits

@@ -159,8 +159,8 @@ def _split_graph(model):
 
 # %% ../nbs/05d_learner.ipynb #11f13604
 def _graph_callback(cfg):
-    "The L1 term of the arm: the paper's sub-gradient at 1e-3, or proximal steps at a share of lam_max"
-    if cfg.arm == 'none': return []
+    "The L1 term of the arm: the paper's sub-gradient at 1e-3, or proximal steps at a share of lam_max; `free` has none"
+    if cfg.arm in ('none', 'free'): return []
     if cfg.arm == 'l1': return [GraphL1(1e-3 if cfg.lam < 0 else cfg.lam, mode='l1')]
     how = dict(share=cfg.lam_share) if cfg.lam < 0 else dict(lam=cfg.lam)
     return [GraphL1(mode='prox', step=min(1., 0.3*cfg.graph_lr), **how)]

@@ -195,11 +195,17 @@ def _batch(pixels, rows, device):
     "Films of `rows` as float [b, 1, s, s] in [0, 1]"
     return torch.from_numpy(np.ascontiguousarray(pixels[rows])).to(device)[:, None].float() / 255
 
+def _flips(pixels, rows, device):
+    "Films of `rows` and their mirror images; features of both where `pixels` holds features"
+    if hasattr(pixels, 'flips'): return pixels.flips(rows, device)
+    x = _batch(pixels, rows, device)
+    return x, x.flip(-1)
+
 # %% ../nbs/02_model.ipynb #b848f733
 @full_float32()
 def predict_logits(
     model:CXRNet, # in eval mode, on any device
-    pixels, # uint8 [n, s, s], anything that takes an index array
+    pixels, # uint8 [n, s, s], anything that takes an index array; or features of both flips, for the last layer alone
     rows=None, # rows to predict; all if None
     bs:int=64, # films a batch; changes the speed, not the numbers beyond rounding
     bar:bool=False, # show a progress bar?
@@ -208,7 +214,7 @@ def predict_logits(
     rows = np.arange(len(pixels)) if rows is None else np.asarray(rows)
     parts = []
     for i in tqdm(range(0, len(rows), bs), unit='batch', disable=not bar, leave=False):
-        x = _batch(pixels, rows[i:i + bs], model.mean.device)
-        parts.append([o.cpu().numpy() for o in (*model.both(x, half=False), *model.both(x.flip(-1), half=False))])
+        x, mirror = _flips(pixels, rows[i:i + bs], next(model.parameters()).device)
+        parts.append([o.cpu().numpy() for o in (*model.both(x, half=False), *model.both(mirror, half=False))])
     empty = np.zeros((0, len(model.labels)), np.float32)
     return dict(zip(('z', 'r', 'zf', 'rf'), (np.concatenate(p) for p in zip(*parts)) if parts else (empty,)*4))

@@ -28,13 +28,14 @@ from .config import TrainConfig, check_names
 from .core import DataError, atomic_write, first_line, read_json, read_yaml, runs_dir, write_json
 from .data import audit
 from .engines import StudyError, jobs_and_gpus, mark_versions, open_engine, plain
+from .features import pixels_hash
 from .learner import make_model, resolve_amp, train_device
 from .model import load_model, predict_logits
 from .programs import Programs, notebook
 from .results import StudyFolder
 from .splits import folds_hash
 from .train import data_hashes, data_root, fold_lock, is_done, load_data, load_folds
-from .train import oof_frame, refuse_fatal
+from .train import oof_frame, refuse_fatal, trained_part
 
 # %% ../nbs/07_study.ipynb #7f035a3b
 _LISTS = dict(arms='arm', seeds='seed', folds='fold')
@@ -130,6 +131,7 @@ def prepare(
     _check_data(jobs, table, pixels)
     if not all(map(is_done, jobs)) and first.data != 'phantom': _audit(first, table, pixels)
     load_folds(first, table)
+    if first.freeze: trained_part(first, make_model(replace(first, arm='none'), table.attrs['labels']), pixels)
     write_json(first.study_folder.flow, dict(left_out=int(table.attrs.get('left_out', 0))))
 
 # %% ../nbs/07_study.ipynb #27f06862
@@ -195,14 +197,15 @@ def _locked_frame(cfg, table, pixels, rows):
     model = load_model(cfg.path).to(train_device(cfg.device), memory_format=torch.channels_last)
     if model.labels != table.attrs['labels']:
         raise DataError(f'{cfg.path} has other findings than the table: {", ".join(model.labels)}')
-    frame = oof_frame(table, rows, -1, predict_logits(model, pixels, rows, bs=2*cfg.bs), model.labels)
+    frame = oof_frame(table, rows, -1, predict_logits(*trained_part(cfg, model, pixels, bar=False), rows, bs=2*cfg.bs), model.labels)
     frame.attrs = dict(weights=_hash(cfg.folder.weights))
     return frame
 
 # %% ../nbs/07_study.ipynb #ae150dfd
 class _Stoppable:
     "Pixels that can be read until `stopped` is set: a thread that predicts from them ends at its next batch"
-    def __init__(self, pixels): self.pixels, self.stopped = pixels, threading.Event()
+    def __init__(self, pixels): self.pixels, self.hash, self.stopped = pixels, pixels_hash(pixels), threading.Event()
+    def __len__(self): return len(self.pixels)
     def __getitem__(self, rows):
         if self.stopped.is_set(): raise concurrent.futures.CancelledError
         return self.pixels[rows]

@@ -71,8 +71,8 @@ def test_augmentation_stays_in_range_and_on_device_is_the_same(loaders):
 
 
 def test_rotation_and_crop_against_a_direct_computation():
-    gen = batches._rng(0, 0, 0)
-    theta, u = batches.draw_affine(50, gen, .5, 10, .84), torch.rand(5, 50, generator=batches._rng(0, 0, 0))
+    gen = batches.batch_rng(0, 0, 0)
+    theta, u = batches.draw_affine(50, gen, .5, 10, .84), torch.rand(5, 50, generator=batches.batch_rng(0, 0, 0))
     for i in range(50):
         f, a, m = (.84 + .16 * u[0, i])**.5, math.radians(10) * (2 * u[1, i] - 1), -1 if u[2, i] < .5 else 1
         want = float(f) * np.array([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]) @ np.diag([m, 1])

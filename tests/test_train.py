@@ -48,7 +48,8 @@ def read(result): return {name: (result.path/name).read_bytes() for name in BYTE
 
 
 @pytest.fixture(scope='module')
-def reference(tmp_path_factory): return {arm: run(tmp_path_factory.mktemp(arm), arm=arm) for arm in ('none', 'l1', 'prox')}
+def reference(tmp_path_factory):
+    return {arm: run(tmp_path_factory.mktemp(arm), arm=arm) for arm in ('none', 'l1', 'prox', 'free')}
 
 
 @pytest.mark.parametrize('arm', ['none', 'prox'])
@@ -58,7 +59,7 @@ def test_the_same_config_twice_gives_the_same_bytes(reference, tmp_path, arm): a
 class Stop(Exception): pass
 
 
-@pytest.mark.parametrize('arm', ['none', 'l1', 'prox'])
+@pytest.mark.parametrize('arm', ['none', 'l1', 'prox', 'free'])
 def test_a_resumed_run_gives_the_same_bytes(reference, tmp_path, arm, monkeypatch):
     real = Checkpoint.after_epoch
     def die(self):
@@ -94,6 +95,38 @@ def test_arms_share_their_start_and_their_batches():
     labels = ['a', 'b', 'c']
     none, l1 = (make_model(TrainConfig(**TINY | dict(arm=arm)), labels).state_dict() for arm in ('none', 'l1'))
     assert set(l1) - set(none) == {'graph.A'} and all(torch.equal(v, l1[k]) for k, v in none.items())
+
+
+def test_the_couplings_of_free_are_moved_by_the_data_alone():
+    "No penalty and no decay: where the loss does not depend on them, couplings stay where they are"
+    table, pixels = load_data(TrainConfig(**TINY))
+    labels, start = table.attrs['labels'], torch.full((14, 14), 2.)
+    dls = fold_dls(pixels, table, np.arange(len(table)) % 3, 0, bs=8)
+    for alpha, stay in ((0, True), (.3, False)):
+        cfg = TrainConfig(**TINY | dict(arm='free', epochs=1, wd=.5, ema=0, alpha=alpha))
+        learn = make_learner(cfg, dls, labels, bar=False)
+        with torch.no_grad(): learn.model.graph.A.copy_(start)
+        A = fit_fold(cfg, learn).model.graph.A.detach()
+        assert torch.equal(A, start) == stay
+        assert not any(isinstance(cb, GraphL1) for cb in learn.cbs)
+
+
+def test_a_network_of_some_findings_has_the_folds_of_all(tmp_path):
+    one = run(tmp_path/'one', data_args=dict(n_patients=40, findings=['Edema']), epochs=1)
+    both = run(tmp_path/'both', data_args=dict(n_patients=40, findings=['Pleural Effusion', 'Edema']), epochs=1)
+    every = run(tmp_path/'all', epochs=1)
+    assert len({(r.path.parents[2]/'folds.csv').read_bytes() for r in (one, both, every)}) == 1
+    assert [load_model(r.path).labels for r in (one, both)] == [['Edema'], ['Edema', 'Pleural Effusion']]
+    films = [pd.read_parquet(r.path/'oof.parquet')[['image', 'y:Edema']] for r in (one, both, every)]
+    assert all(films[0].equals(f) for f in films[1:])
+
+
+ODD = [('Edema', 'give a list of names'), ([], 'give a list'), (['edema'], "no finding 'edema'.*Edema")]
+
+
+@pytest.mark.parametrize('findings, says', ODD)
+def test_odd_findings_are_refused_in_one_line(findings, says):
+    with pytest.raises(DataError, match=says): load_data(TrainConfig(**TINY | dict(data_args=dict(n_patients=9, findings=findings))))
 
 
 def test_resuming_another_configuration_is_refused(tmp_path):
@@ -401,7 +434,7 @@ class ReadBack(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize('arm', ['none', 'l1', 'prox'])
+@pytest.mark.parametrize('arm', ['none', 'l1', 'prox', 'free'])
 def test_nothing_in_a_step_reads_a_value_back(arm, monkeypatch):
     monkeypatch.setattr(asl, '_refuse', lambda odd: None) # a CPU looks at the targets at once, a GPU without waiting (test_asl)
     table, pixels = load_data(TrainConfig(**TINY))
