@@ -203,8 +203,7 @@ def cells(path, kind='markdown'): return [c for c in nbformat.read(path, 4).cell
 def prose(path):
     "Markdown of a page without its front matter"
     if path.suffix == '.ipynb': return '\n\n'.join(c.source for c in cells(path))
-    text = re.sub(r'\A---\n.*?\n---\n', '', path.read_text(), flags=re.S)
-    return text.replace('{{< include ../README.md >}}', (ROOT/'README.md').read_text())
+    return re.sub(r'\A---\n.*?\n---\n', '', path.read_text(), flags=re.S)
 
 
 @functools.cache
@@ -274,7 +273,7 @@ def source_of(name):
     return next(p for p in PAGES if re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem.lower()) == name)
 
 
-@pytest.mark.parametrize('path', [p for p in PAGES if p.name != 'index.qmd'], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_pages_are_linked_beside_each_other_and_by_what_they_are_called(path):
     for words, target in links(path):
         assert 'cxrlg.github.io' not in target, f'[{words}]({target}): a page of this site is linked by its file'
@@ -308,6 +307,29 @@ def test_the_navigation_shows_where_one_is():
     assert (NBS/site['favicon']).is_file() and (NBS/html['html']['css']).is_file()
     assert all((NBS/f).is_file() for f in html['html']['filters'])
     assert settings()['git_url'] in [tool['href'] for tool in site['navbar']['tools']]
+
+
+# ---- the front page
+
+def first_table(text): return re.search(r'(?:^\|.*\n)+', text, flags=re.M)[0]
+
+
+def test_the_front_page_has_the_table_of_the_readme():
+    assert first_table((NBS/'index.qmd').read_text()) == first_table((ROOT/'README.md').read_text())
+
+
+def test_the_front_page_answers_on_its_first_screen():
+    "Two short paragraphs, three buttons and the figure, then the table"
+    first = prose(NBS/'index.qmd').partition('\n|')[0]
+    before, figure, _ = first.partition('![')
+    buttons = re.findall(r'\[([^\]]+)\]\((\S+)\)\{\.btn', before)
+    assert buttons == [('Run on your films', 'run.qmd'), ('See the evidence', 'findings.qmd'), ('API', 'names.qmd')]
+    assert figure and len(before.split()) <= 100
+
+
+def test_nbdev_leaves_the_readme_alone():
+    "It makes README.md from `index.ipynb`, which is not there"
+    assert not (NBS/'index.ipynb').exists() and 'readme_nb' not in settings()
 
 
 # ---- the style sheet
@@ -483,7 +505,7 @@ def test_only_documented_names_are_links():
 # ---- texts
 
 TEXTS = sorted(NBS.glob('*.qmd'))
-MADE = {'names.qmd', 'parameters.qmd', 'command_line.qmd', 'index.qmd'}
+MADE = {'names.qmd', 'parameters.qmd', 'command_line.qmd'}
 
 
 def sentences(text):
