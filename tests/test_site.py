@@ -3,12 +3,14 @@ import ast
 import configparser
 import functools
 import importlib
+import json
 import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import nbformat
 import pytest
 import yaml
 from fastcore.basics import AttrDict
+from nbconvert.filters import markdown2html
 
 import site_pages
 from conftest import ROOT
@@ -403,6 +406,57 @@ def test_nothing_scrolls_the_page_sideways_on_a_phone(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     width, scrolled, moved = (float(o) for o in re.search(r'data-found="([^"]+)"', run.stdout)[1].split())
     assert width <= 390 and scrolled == 200 and abs(moved) < 3, 'the table scrolls in its box, and its first column stays'
+
+
+def as_html(path):
+    "A page with its tables and outputs as the site lays them out, without pictures"
+    def shown(out):
+        html = out.get('data', {}).get('text/html')
+        return f'<div class="cell-output-display">{html}</div>' if html else f'<pre>{escape(out.get("text", ""))}</pre>'
+    cells_of = nbformat.read(path, 4).cells if path.suffix == '.ipynb' else [AttrDict(cell_type='markdown', source=prose(path))]
+    parts = []
+    for c in cells_of:
+        if c.cell_type == 'markdown': parts.append(markdown2html(re.sub(r'!\[.*?\]\(.*?\)(\{.*?\})?', '', c.source, flags=re.S)))
+        parts += [shown(o) for o in c.get('outputs', []) if o.output_type != 'error']
+    head = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>body { margin: 0; }</style>'
+    return f'{head}<style>{CSS}</style><main style="max-width: 790px; padding: 12px; box-sizing: border-box">{"".join(parts)}</main>'
+
+
+MEASURE_ALL = """<script>
+onload = () => {
+  const found = {};
+  for (const frame of document.querySelectorAll('iframe')) {
+    const page = frame.contentDocument, cut = [];
+    for (const table of page.querySelectorAll('.cell-output-display table')) {
+      const box = table.getBoundingClientRect(), heads = [...table.querySelectorAll('thead th')];
+      const verdict = heads.find(o => o.textContent.trim() == 'verdict');
+      if (verdict && verdict.getBoundingClientRect().right > box.right + 1) cut.push(heads.map(o => o.textContent.trim()).join(' '));
+    }
+    found[frame.name] = [page.documentElement.scrollWidth, cut];
+  }
+  document.body.dataset.found = JSON.stringify(found);
+};</script>"""
+RESULTS = [*sorted(NBS.glob('20_*.ipynb')), *(NBS/f'{name}.qmd' for name in ('index', 'findings', 'paper', 'others', 'run'))]
+
+
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory):
+    "Width of each result page and its tables whose verdict is cut off, at the width of a phone and of a laptop"
+    here = tmp_path_factory.mktemp('pages')
+    for path in RESULTS: (here/f'{path.stem}.html').write_text(as_html(path))
+    frames = ''.join(f'<iframe name="{width} {p.stem}" src="{p.stem}.html" style="width: {width}px"></iframe>' for p in RESULTS for width in (390, 1400))
+    (here/'all.html').write_text(frames + MEASURE_ALL)
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', f'--user-data-dir={here}/profile']
+    run = subprocess.run(['chromium', *flags, '--dump-dom', (here/'all.html').as_uri()], capture_output=True, text=True, timeout=240)
+    return json.loads(unescape(re.search(r'data-found="([^"]+)"', run.stdout)[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('chromium'), reason='Chromium is not on the PATH')
+@pytest.mark.parametrize('path', RESULTS, ids=lambda p: p.stem)
+def test_result_pages_fit_a_phone_and_show_their_verdicts(path, measured):
+    assert measured[f'390 {path.stem}'][0] <= 390
+    assert measured[f'1400 {path.stem}'][1] == [], 'a verdict is cut off at 1,400 px'
 
 
 # ---- the tutorial
