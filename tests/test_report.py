@@ -246,4 +246,5 @@ def test_a_table_of_a_page_has_its_verdict_first_and_each_interval_beside_its_va
     shown = result_table(t, 3)
     assert list(shown) == ['verdict', 'mean', 'change', 'up', 'films', 'patients']
     assert shown.loc['none'].tolist() == ['', '0.700 (0.600\u00a0to\u00a00.800)', '', '', '6,367', '2,312']
-    assert shown.loc['prox'].tolist() == ['equivalent', '0.710', '0.000 (-0.010\u00a0to\u00a0+0.010)', '4\u00a0of\u00a09', '12', 'beyond reach']
+    change = '0.000 (-0.010\u00a0to\u00a0+0.010)'
+    assert shown.loc['prox'].tolist() == ['equivalent', '0.710', change, '4\u00a0of\u00a09', '12', 'beyond reach']

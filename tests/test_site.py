@@ -444,8 +444,9 @@ def measured(tmp_path_factory):
     "Width of each result page and its tables whose verdict is cut off, at the width of a phone and of a laptop"
     here = tmp_path_factory.mktemp('pages')
     for path in RESULTS: (here/f'{path.stem}.html').write_text(as_html(path))
-    frames = ''.join(f'<iframe name="{width} {p.stem}" src="{p.stem}.html" style="width: {width}px"></iframe>' for p in RESULTS for width in (390, 1400))
-    (here/'all.html').write_text(frames + MEASURE_ALL)
+    def frame(name, width): return f'<iframe name="{width} {name}" src="{name}.html" style="width: {width}px"></iframe>'
+    frames = [frame(path.stem, width) for path in RESULTS for width in (390, 1400)]
+    (here/'all.html').write_text(''.join(frames) + MEASURE_ALL)
     flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', f'--user-data-dir={here}/profile']
     run = subprocess.run(['chromium', *flags, '--dump-dom', (here/'all.html').as_uri()], capture_output=True, text=True, timeout=240)
     return json.loads(unescape(re.search(r'data-found="([^"]+)"', run.stdout)[1]))
