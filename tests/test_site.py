@@ -260,6 +260,12 @@ def test_page_says_what_it_is(path):
     assert description and len(description) > 40
 
 
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_title_and_its_claim_stand_alone_in_their_cell(path):
+    "nbdev makes the head of the page of this cell, and takes it out: other text in it would not be on the site"
+    assert re.fullmatch(r'# .+\n\n> .+', cells(path)[0].source.strip())
+
+
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_links_lead_to_a_page_and_to_a_place_on_it(path):
     for words, target in links(path):
