@@ -217,7 +217,7 @@ def test_citations_are_in_the_bibliography_and_all_of_it_is_cited():
 
 def sources():
     "Name and Markdown of every page: text, and the cells of notebooks"
-    for p in sorted((ROOT/'nbs').glob('*.qmd')): yield p.name, p.read_text() + (ROOT/'README.md').read_text()*(p.name == 'index.qmd')
+    for p in sorted((ROOT/'nbs').glob('*.qmd')): yield p.name, p.read_text()
     for nb in NOTEBOOKS: yield nb.name, '\n'.join(c.source for c in nbformat.read(nb, 4).cells)
 
 

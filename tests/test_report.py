@@ -15,7 +15,7 @@ import cxrlg.report as room
 from conftest import ROOT
 from cxrlg.core import DataError
 from cxrlg.figures import FIGURES, plot_locked
-from cxrlg.report import write_report
+from cxrlg.report import result_table, write_report
 from cxrlg.results import StudyFolder, example_study, read_study
 from cxrlg.tables import summarise
 
@@ -276,3 +276,14 @@ def test_the_page_as_it_stands_shows_its_demonstrations(tmp_path):
     assert status == 0, said[-2000:]
     job = next(i for i, c in enumerate(nb.cells) if 'evaluate_study(' in c.source)
     assert len(ran(nb)) >= 10 and job < min(ran(nb))
+
+
+def test_a_table_of_a_page_has_its_verdict_first_and_each_interval_beside_its_value():
+    t = pd.DataFrame(dict(mean=[.7, .71], low=[.6, np.nan], high=[.8, np.nan], change=[np.nan, -.00001], change_low=[np.nan, -.01],
+                          change_high=[np.nan, .01], up=['', '4 of 9'], films=[6367, 12], empty=[np.nan, np.nan],
+                          patients=[2312., np.inf], verdict=['', 'equivalent']), index=['none', 'prox'])
+    shown = result_table(t, 3)
+    assert list(shown) == ['verdict', 'mean', 'change', 'up', 'films', 'patients']
+    assert shown.loc['none'].tolist() == ['', '0.700 (0.600\u00a0to\u00a00.800)', '', '', '6,367', '2,312']
+    change = '0.000 (-0.010\u00a0to\u00a0+0.010)'
+    assert shown.loc['prox'].tolist() == ['equivalent', '0.710', change, '4\u00a0of\u00a09', '12', 'beyond reach']

@@ -3,12 +3,14 @@ import ast
 import configparser
 import functools
 import importlib
+import json
 import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import nbformat
 import pytest
 import yaml
 from fastcore.basics import AttrDict
+from nbconvert.filters import markdown2html
 
 import site_pages
 from conftest import ROOT
@@ -203,8 +206,7 @@ def cells(path, kind='markdown'): return [c for c in nbformat.read(path, 4).cell
 def prose(path):
     "Markdown of a page without its front matter"
     if path.suffix == '.ipynb': return '\n\n'.join(c.source for c in cells(path))
-    text = re.sub(r'\A---\n.*?\n---\n', '', path.read_text(), flags=re.S)
-    return text.replace('{{< include ../README.md >}}', (ROOT/'README.md').read_text())
+    return re.sub(r'\A---\n.*?\n---\n', '', path.read_text(), flags=re.S)
 
 
 @functools.cache
@@ -258,6 +260,12 @@ def test_page_says_what_it_is(path):
     assert description and len(description) > 40
 
 
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_title_and_its_claim_stand_alone_in_their_cell(path):
+    "nbdev makes the head of the page of this cell, and takes it out: other text in it would not be on the site"
+    assert re.fullmatch(r'# .+\n\n> .+', cells(path)[0].source.strip())
+
+
 @pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_links_lead_to_a_page_and_to_a_place_on_it(path):
     for words, target in links(path):
@@ -274,7 +282,7 @@ def source_of(name):
     return next(p for p in PAGES if re.sub(r'^\d+[a-zA-Z0-9]*_', '', p.stem.lower()) == name)
 
 
-@pytest.mark.parametrize('path', [p for p in PAGES if p.name != 'index.qmd'], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', PAGES, ids=lambda p: p.stem)
 def test_pages_are_linked_beside_each_other_and_by_what_they_are_called(path):
     for words, target in links(path):
         assert 'cxrlg.github.io' not in target, f'[{words}]({target}): a page of this site is linked by its file'
@@ -308,6 +316,29 @@ def test_the_navigation_shows_where_one_is():
     assert (NBS/site['favicon']).is_file() and (NBS/html['html']['css']).is_file()
     assert all((NBS/f).is_file() for f in html['html']['filters'])
     assert settings()['git_url'] in [tool['href'] for tool in site['navbar']['tools']]
+
+
+# ---- the front page
+
+def first_table(text): return re.search(r'(?:^\|.*\n)+', text, flags=re.M)[0]
+
+
+def test_the_front_page_has_the_table_of_the_readme():
+    assert first_table((NBS/'index.qmd').read_text()) == first_table((ROOT/'README.md').read_text())
+
+
+def test_the_front_page_answers_on_its_first_screen():
+    "Two short paragraphs, three buttons and the figure, then the table"
+    first = prose(NBS/'index.qmd').partition('\n|')[0]
+    before, figure, _ = first.partition('![')
+    buttons = re.findall(r'\[([^\]]+)\]\((\S+)\)\{\.btn', before)
+    assert buttons == [('Run on your films', 'run.qmd'), ('See the evidence', 'findings.qmd'), ('API', 'names.qmd')]
+    assert figure and len(before.split()) <= 100
+
+
+def test_nbdev_leaves_the_readme_alone():
+    "It makes README.md from `index.ipynb`, which is not there"
+    assert not (NBS/'index.ipynb').exists() and 'readme_nb' not in settings()
 
 
 # ---- the style sheet
@@ -381,6 +412,58 @@ def test_nothing_scrolls_the_page_sideways_on_a_phone(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     width, scrolled, moved = (float(o) for o in re.search(r'data-found="([^"]+)"', run.stdout)[1].split())
     assert width <= 390 and scrolled == 200 and abs(moved) < 3, 'the table scrolls in its box, and its first column stays'
+
+
+def as_html(path):
+    "A page with its tables and outputs as the site lays them out, without pictures"
+    def shown(out):
+        html = out.get('data', {}).get('text/html')
+        return f'<div class="cell-output-display">{html}</div>' if html else f'<pre>{escape(out.get("text", ""))}</pre>'
+    cells_of = nbformat.read(path, 4).cells if path.suffix == '.ipynb' else [AttrDict(cell_type='markdown', source=prose(path))]
+    parts = []
+    for c in cells_of:
+        if c.cell_type == 'markdown': parts.append(markdown2html(re.sub(r'!\[.*?\]\(.*?\)(\{.*?\})?', '', c.source, flags=re.S)))
+        parts += [shown(o) for o in c.get('outputs', []) if o.output_type != 'error']
+    head = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><style>body { margin: 0; }</style>'
+    return f'{head}<style>{CSS}</style><main style="max-width: 790px; padding: 12px; box-sizing: border-box">{"".join(parts)}</main>'
+
+
+MEASURE_ALL = """<script>
+onload = () => {
+  const found = {};
+  for (const frame of document.querySelectorAll('iframe')) {
+    const page = frame.contentDocument, cut = [];
+    for (const table of page.querySelectorAll('.cell-output-display table')) {
+      const box = table.getBoundingClientRect(), heads = [...table.querySelectorAll('thead th')];
+      const verdict = heads.find(o => o.textContent.trim() == 'verdict');
+      if (verdict && verdict.getBoundingClientRect().right > box.right + 1) cut.push(heads.map(o => o.textContent.trim()).join(' '));
+    }
+    found[frame.name] = [page.documentElement.scrollWidth, cut];
+  }
+  document.body.dataset.found = JSON.stringify(found);
+};</script>"""
+RESULTS = [*sorted(NBS.glob('20_*.ipynb')), *(NBS/f'{name}.qmd' for name in ('index', 'findings', 'paper', 'others', 'run'))]
+
+
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory):
+    "Width of each result page and its tables whose verdict is cut off, at the width of a phone and of a laptop"
+    here = tmp_path_factory.mktemp('pages')
+    for path in RESULTS: (here/f'{path.stem}.html').write_text(as_html(path))
+    def frame(name, width): return f'<iframe name="{width} {name}" src="{name}.html" style="width: {width}px"></iframe>'
+    frames = [frame(path.stem, width) for path in RESULTS for width in (390, 1400)]
+    (here/'all.html').write_text(''.join(frames) + MEASURE_ALL)
+    flags = ['--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files', f'--user-data-dir={here}/profile']
+    run = subprocess.run(['chromium', *flags, '--dump-dom', (here/'all.html').as_uri()], capture_output=True, text=True, timeout=240)
+    return json.loads(unescape(re.search(r'data-found="([^"]+)"', run.stdout)[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('chromium'), reason='Chromium is not on the PATH')
+@pytest.mark.parametrize('path', RESULTS, ids=lambda p: p.stem)
+def test_result_pages_fit_a_phone_and_show_their_verdicts(path, measured):
+    assert measured[f'390 {path.stem}'][0] <= 390
+    assert measured[f'1400 {path.stem}'][1] == [], 'a verdict is cut off at 1,400 px'
 
 
 # ---- the tutorial
@@ -483,7 +566,7 @@ def test_only_documented_names_are_links():
 # ---- texts
 
 TEXTS = sorted(NBS.glob('*.qmd'))
-MADE = {'names.qmd', 'parameters.qmd', 'command_line.qmd', 'index.qmd'}
+MADE = {'names.qmd', 'parameters.qmd', 'command_line.qmd'}
 
 
 def sentences(text):
