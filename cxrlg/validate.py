@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from scipy.special import expit
 from tqdm import tqdm
 
-from .calibration import calibration, fit_platt, operating_points, rescaled
+from .calibration import calibration, calibration_line, fit_platt, operating_points, rescaled
 from .config import TrainConfig
 from .controls import confirm
 from .core import DataError, atomic_write, check_known, clip_logit, few, for_spreadsheets, read_yaml, write_json
@@ -34,7 +34,7 @@ from .maps import batch_size
 from .model import predict_logits
 from .predict import Predictor
 from .readers import read_csv
-from .recalibration import calibration_line, em_prevalence, shift_prevalence
+from .recalibration import em_prevalence, shift_prevalence
 from .report import page_table, with_interval
 from .results import Study, StudyFolder, read_study
 from .sheets import canonical
@@ -219,7 +219,7 @@ def calibration_there(
     for how, p in corrected_probs(sets, fit).items():
         q = p[~fit]
         ece = calibration(y, q, patients=who, n_boot=n_boot, seed=seed).ece.rename(columns=dict(low='ece_low', high='ece_high'))
-        t = calibration_line(y, q, who).join(ece.drop(columns='noise')).join(scores(y, q)[['log_loss', 'brier']])
+        t = calibration_line(y, q, who, n_boot=n_boot, seed=seed).join(ece.drop(columns='noise')).join(scores(y, q)[['log_loss', 'brier']])
         parts.append(t.rename_axis('label').reset_index().assign(probabilities=how))
     t = pd.concat(parts, ignore_index=True)
     return t[['probabilities', *t.columns.drop('probabilities')]]

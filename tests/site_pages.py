@@ -45,7 +45,9 @@ def documented(module):
         if not isinstance(node, ast.FunctionDef) or not is_patch(node) or node.name.startswith('_'): continue
         methods.setdefault(ast.unparse(node.args.args[0].annotation), {})[node.name] = sentence(node)
     rows = {}
-    for name in sorted(names, key=str.lower):
+    targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    here = said.keys() | {target.id for target in targets if isinstance(target, ast.Name)}
+    for name in sorted(here.intersection(names), key=str.lower):
         rows[name] = said.get(name)
         rows |= {f'{name}.{method}': says for method, says in sorted(methods.get(name, {}).items())}
     return rows
