@@ -303,6 +303,7 @@ def _point_intervals(counts, n_films, n_boot, level, seed):
         columns[f'{name}_low'], columns[f'{name}_high'] = _share_interval(share[:, 1:], share[:, 0], people, level)
     return pd.DataFrame(columns)
 
+# %% ../nbs/06b_calibration.ipynb #171070a1
 def _cuts_and_calls(y, p, folds, rules, given, label):
     "Threshold of each rule, and what it calls: chosen here, or given; NaN where a given one is missing"
     if given is None:

@@ -76,6 +76,7 @@ class Clock:
         if self.verbose: print(f'{part}: {now - self.start:.0f} s')
         self.start = now
 
+# %% ../nbs/06j_evaluate.ipynb #2e5110a1
 def evaluate_predictions(
     files, # predictions, as `read_predictions` takes them
     labels=None, # file with the labels; None: they are beside the scores

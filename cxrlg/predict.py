@@ -391,6 +391,7 @@ def _films_of(ids, files, template):
     if both: raise DataError(f'{len(both):,} ids of {template} belong to two films or more: {few(both)}; keep one of each')
     return [found[k] for k in keys]
 
+# %% ../nbs/08_predict.ipynb #293098a1
 @patch
 def submission(self:Predictor,
     films, # paths of files

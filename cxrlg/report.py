@@ -198,6 +198,7 @@ def _headline(tables, reference):
     held = [r for r in tables['locked'].to_dict('records') if r['positives'] == 'all' and np.isfinite(r.get('locked', np.nan))]
     return out + [_locked_sentence(r) for r in held]
 
+# %% ../nbs/06e_report.ipynb #ff1170a1
 def _parameters(study):
     "Parameters: those that all folds share, and those that differ between arms"
     configs = [c['config'] for c in study.cells.values()]
@@ -339,6 +340,7 @@ def _tables_to_show(study, tables, best, audit):
                 subgroups=_headed(with_interval(groups, 'auc')) if len(groups) else groups)
     return {k: page_table(t) for k, t in (as_they_are | made).items()} | dict(metrics=page_table(_headed(tables['metrics']), 5))
 
+# %% ../nbs/06e_report.ipynb #50d6d0a1
 SECTIONS = dict(couplings='Couplings', results='Results', locked='Locked patients', power='What this study could have seen',
                 calibration='Calibration', points='Operating points', decisions='Decisions', subgroups='Subgroups',
                 failures='Worst films', data='Data', method='Method and parameters', again='Environment, and how to run it again')

@@ -152,6 +152,7 @@ def _with_holm(t):
     if 'p' in t: t.insert(t.columns.get_loc('p') + 1, 'p_holm', holm(t.p))
     return t
 
+# %% ../nbs/06da_tables.ipynb #241f20a1
 def _arms(study, reps, level, margin, use=slice(None)):
     "The table of the arms"
     rows = [_arm_row(study, reps, a, level, use) | _comparison(study, reps, a, margin, use) for a in study.arms]

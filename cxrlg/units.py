@@ -69,6 +69,7 @@ class Units:
         "Cases whose films are labelled otherwise"
         return (y.iloc[self.rows].groupby(self.codes).nunique() > 1).any(axis=1).reset_index(drop=True)
 
+# %% ../nbs/06ia_units.ipynb #06ea10a1
 def units_of(
     films:pd.DataFrame, # a row a film: `image patient`, and `study view sex age ...`
     unit:str='study', # `film`, `study` or `patient`

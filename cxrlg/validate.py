@@ -379,6 +379,7 @@ def _judgeable(study, table, names):
     said = '; '.join(f'{r.finding or r.there}: {r.note}' for r in listed.head(8).itertuples())
     raise DataError(f'no finding can be judged in both sets ({said}): say with a mapping which findings are the same')
 
+# %% ../nbs/08c_validate.ipynb #08c100a1
 def validate(
     study_dir, # folder of the study
     data:str, # reader of the other set, such as `nih` or `csv`
