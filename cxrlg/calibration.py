@@ -153,7 +153,7 @@ def calibration_line(
     n_boot:int=1000, # bootstrap replicates
     level:float=0.95, # confidence level
     seed:int=0, # random seed
-)->pd.DataFrame: # a row a label and `macro`: `slope slope_low slope_high intercept intercept_low intercept_high`
+)->pd.DataFrame: # a row a label and `macro`, their median: `slope slope_low slope_high intercept intercept_low intercept_high`
     "Calibration slope and intercept of each label, with patient-bootstrap intervals: 1 and 0 where probabilities hold"
     y, s, names = checked_scores(targets, probs, labels)
     if ((s < 0) | (s > 1)).any(): raise DataError('calibration needs probabilities in [0, 1]: put logits through the sigmoid first')
@@ -169,10 +169,10 @@ def calibration_line(
     return _line_table(found, names, level)
 
 def _line_table(found, names, level):
-    "Value and interval of slope and intercept, of each label and of the macro"
+    "Value and interval of slope and intercept, of each label and their median: nearly constant probabilities can have any slope"
     columns, nothing = {}, np.zeros(len(names) + 1, bool)
     for name, x in zip(('slope', 'intercept'), found):
-        x = np.column_stack([x, known_mean(x, 1)])
+        x = np.column_stack([x, pd.DataFrame(x).median(axis=1)])
         columns[name] = x[0]
         columns |= dict(zip((f'{name}_low', f'{name}_high'), np.where(np.isnan(x[0]), np.nan, percentile_interval(x[1:], level, nothing))))
     return pd.DataFrame(columns, index=names + ['macro'])

@@ -309,9 +309,10 @@ def _headline(sets, tables):
     macro = t[t.label == 'macro'].set_index('probabilities')
     first = (f'Macro AUC of {sets.targets.shape[1]} findings, single models: {_value(r, "out_of_fold")} out of fold, '
              f'{_value(r, "there")} there; difference {_value(r, "difference", "+")}. The ensemble there: {_value(r, "ensemble")}.')
-    said = [f'{how}: slope {m.slope:.2f}, intercept {m.intercept:+.2f}, calibration error {m.ece:.4f}' for how, m in macro.iterrows()]
+    said = [f'{name}: slope {m.slope:.2f}, intercept {m.intercept:+.2f}, calibration error {m.ece:.4f}' for name, m in macro.iterrows()]
     ways = '; '.join(said)
-    return [first, f'Calibration there, means over findings. {ways[:1].upper()}{ways[1:]}.']
+    how = 'Calibration there, over findings the median of slope and intercept and the mean of the error.'
+    return [first, f'{how} {ways[:1].upper()}{ways[1:]}.']
 
 SECTIONS = dict(findings='Findings', auc='AUC', calibration='Calibration', points='Operating points', couplings='Couplings',
                 twins='Films in both sets', again='How it was made')

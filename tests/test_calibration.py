@@ -140,6 +140,14 @@ def test_slope_and_intercept_are_those_of_a_logistic_regression(drawn):
     assert np.allclose(line.loc['macro', ['slope', 'intercept']], line.iloc[:2][['slope', 'intercept']].mean())
 
 
+def test_a_label_of_nearly_constant_probabilities_does_not_move_the_macro(drawn):
+    y, p, patients = drawn
+    flat = .2 + 1e-6 * np.random.default_rng(0).normal(size=len(y))
+    three = calibration_line(np.c_[y, y[:, 0], y[:, 0]], np.c_[p, p[:, 0], flat], patients, n_boot=0)
+    assert abs(three.slope.iloc[3]) > 100
+    assert three.slope['macro'] == pytest.approx(three.slope.iloc[:3].mean(), abs=.2)
+
+
 def test_intervals_are_those_of_models_fitted_anew_on_resampled_patients(drawn):
     y, p, patients = drawn
     line = calibration_line(y, p, patients, n_boot=300)
