@@ -1,15 +1,19 @@
 "The figures of the README and of the findings page are those of the committed out-of-fold logits."
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from conftest import ROOT
 from cxrlg.ablation import ablation_table
+from cxrlg.data import read_table
 from cxrlg.kept import load_outputs, load_study
 from cxrlg.eval import auc_interval, macro_auc, paired_bootstrap
 from cxrlg.headroom import study_ceiling
@@ -129,3 +133,14 @@ def test_the_ceilings_in_the_readme(name, start):
     auc = {label: roc_auc_score(y[label].dropna(), p[y[label].notna(), j]) for j, label in enumerate(study.labels)}
     written = float(re.search(rf'^{re.escape(start)}.*\| (0\.\d+)[^|]*\|$', README, flags=re.M).group(1))
     assert study_ceiling(auc, y).gain == pytest.approx(written, abs=.0008)
+
+
+def test_the_radiologists_labels_are_those_that_were_published(films):
+    spec = importlib.util.find_spec('torchxrayvision')
+    if spec is None: pytest.skip('the labels come with torchxrayvision')
+    published = pd.read_csv(Path(spec.origin).parent/'data'/'google2019_nih-chest-xray-labels.csv.gz').set_index('Image Index')
+    table = read_table('nih', films/'nih128', verbose=False)
+    kept = pd.read_csv(ROOT/'nbs'/'results'/'nih128_settled.csv', index_col='row')
+    names = table.image.map(lambda o: Path(o).name)
+    assert set(kept.index) == set(np.flatnonzero(names.isin(published.index)))
+    assert (published.loc[names[kept.index], list(kept)].eq('YES').to_numpy() == kept.to_numpy()).all()
