@@ -45,7 +45,7 @@ notebooks: .venv/ready
 
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install -q $(UV)
-	echo "# Every package at one version, for Linux x86-64 and macOS arm64, Python 3.11 to 3.13; \`make lock\` makes it from requirements.in." > requirements.lock
+	echo "# Every package at one version, for Linux x86-64 and macOS arm64, Python 3.11, 3.12 and 3.13; \`make lock\` makes it from requirements.in." > requirements.lock
 	.venv-lock/bin/uv pip compile -q --universal --python-version 3.11 --annotation-style line --no-header requirements.in >> requirements.lock
 	rm -rf .venv-lock
 

@@ -9,7 +9,6 @@ __all__ = ['CHEXPERT_PARENTS', 'LabelRows', 'label_rows', 'dependence', 'draw_ev
 # %% ../nbs/06f_headroom.ipynb #a3078ff7
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
@@ -246,6 +245,7 @@ def plot_headroom(
     title:str='What the other findings can add', # title of the picture
 ): # the axes
     "The ceiling against the AUC of the own evidence, one line a table"
+    import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6.5, 3.6), dpi=200, layout='constrained')[1]
     for at, (name, c) in enumerate(curves.items()):
         ax.plot(c.index, c.gain, 'o-', ms=3, lw=1.4, color=f'C{at}', label=name)

@@ -416,7 +416,7 @@ def validate(
         sets = _sets(by_unit(study, unit, views), table.drop(columns=table.attrs['labels']), y, logits, unit, views)
         fit = _fitting(sets.films.patient, share, seed)
         tables = dict(findings=findings) | _tables(sets, fit, corrections, n_boot, seed) | dict(twins=twins)
-        facts = dict(notes=[*study.notes, *notes, *said], data=data, judged=int((~fit).sum()), fitted=int(fit.sum()), n_boot=n_boot,
+        facts = dict(notes=[*sets.study.notes, *notes, *said], data=data, judged=int((~fit).sum()), fitted=int(fit.sum()), n_boot=n_boot,
                      command=command, title=f'{study.name} on other films')
         figure = _drawn(tables['auc'], study.made_up)
         _write(folder, sets, tables, _page(sets, tables, figure, facts), figure)

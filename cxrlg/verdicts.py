@@ -8,7 +8,6 @@ __all__ = ['NO_COUPLING', 'ceiling_table', 'verdict_table', 'plot_verdicts', 'ju
 # %% ../nbs/06d_verdicts.ipynb #1bd723c2
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from .eval import ADJUSTED, label_statistics, paired_changes, verdict
 from .headroom import coupling_clause, study_ceiling
@@ -70,10 +69,11 @@ def plot_verdicts(
     ceiling:pd.DataFrame, # from `ceiling_table`
     title:str='', # title of the figure
     colors:dict=None, # arm -> colour; matplotlib's in order by default
-)->Figure: # forest plot, an arm a row; None without an arm that is compared
+): # forest plot (matplotlib's Figure), an arm a row; None without an arm that is compared
     "Change of macro AUC of each arm, with its interval, beside the margin and the ceiling"
     if not len(verdicts): return None
     most, at = ceiling.iloc[0], np.arange(len(verdicts))[::-1]
+    from matplotlib.figure import Figure
     fig = Figure(figsize=(5.6, .42 * len(verdicts) + 1.3), layout='constrained')
     ax = fig.subplots()
     ax.axvspan(-most.margin, most.margin, color='0.9', zorder=0, label=f'margin of {most.margin:g}')

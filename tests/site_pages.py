@@ -47,7 +47,7 @@ def documented(module):
     rows = {}
     targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
     here = said.keys() | {target.id for target in targets if isinstance(target, ast.Name)}
-    for name in sorted(here.intersection(names), key=str.lower):
+    for name in sorted(here.intersection(names), key=lambda name: (name.lower(), name)):
         rows[name] = said.get(name)
         rows |= {f'{name}.{method}': says for method, says in sorted(methods.get(name, {}).items())}
     return rows
