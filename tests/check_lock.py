@@ -1,4 +1,5 @@
-"""`make lock-check`: pip's dry run of requirements.lock for Linux x86-64 and macOS arm64, Python 3.11, 3.12 and 3.13. Needs a package index.
+"""`make lock-check`: pip's dry run of requirements.lock for Linux x86-64 and macOS arm64, Python 3.11, 3.12 and 3.13.
+Needs a package index.
 
 pip reads environment markers for the interpreter it runs on, whatever `--platform` says, so the markers are evaluated here first."""
 import re
