@@ -95,7 +95,7 @@ def evaluate(
     uncertain:str='ignore', # labels of -1: ignore, zeros or ones
     n_splits:int=3, # folds by patient, made where no file has any
     seed:int=42, # seed of those folds
-    n_boot:int=0, # bootstrap replicates; default: 2,000, or 1,000 from 100,000 films on
+    n_boot:int=0, # bootstrap replicates; default: 2,000, or 500 from 100,000 films on
     margin:float=0.005, # largest change of macro AUC that does not matter
     couplings:bool=False, # fit couplings and their controls too: minutes to hours
     unit:str='film', # what is judged: film, study or patient

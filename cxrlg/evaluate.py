@@ -81,7 +81,7 @@ def evaluate_predictions(
     files, # predictions, as `read_predictions` takes them
     labels=None, # file with the labels; None: they are beside the scores
     out='evaluation', # folder to write; it is there afterwards, whole, or it is not
-    n_boot:int=0, # bootstrap replicates; 0: 2,000, or 1,000 from 100,000 films on
+    n_boot:int=0, # bootstrap replicates; 0: 2,000, or 500 from 100,000 films on
     margin:float=0.005, # largest change of macro AUC that does not matter, set beforehand
     couplings:bool=False, # fit couplings and their controls too?
     overwrite:bool=False, # replace an earlier evaluation of predictions?
@@ -97,7 +97,7 @@ def evaluate_predictions(
         study = by_unit(read_predictions(files, labels, path=folder, verbose=verbose, **options), unit, views)
         for cell in study.cells.values(): cell['config']['command'] = command
         films = study.films(study.folds)
-        n_boot = n_boot or (2000 if len(films) < 100_000 else 1000)
+        n_boot = n_boot or (2000 if len(films) < 100_000 else 500)
         films[['image', 'patient', 'fold']].to_csv(study.folder.folds, index=False)
         clock.says('read')
         tables = summarise(study, n_boot, margin=margin, bar=verbose)
