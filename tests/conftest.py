@@ -14,13 +14,17 @@ from cxrlg.eval import simulate
 ROOT = Path(__file__).resolve().parents[1]
 
 MARKS = dict(slow='takes more than a few seconds', dask='needs Dask', films='needs the real films', gpu='needs a CUDA GPU')
-SLOW = {'test_ablation', 'test_controls', 'test_couplings', 'test_coverage', 'test_engines', 'test_export', 'test_features', 'test_gpu',
-        'test_house', 'test_kill', 'test_localise', 'test_predict', 'test_report', 'test_results', 'test_study', 'test_tables',
+SLOW = {'test_ablation', 'test_controls', 'test_couplings', 'test_coverage', 'test_engines', 'test_evaluate', 'test_export', 'test_features',
+        'test_gpu', 'test_house', 'test_kill', 'test_localise', 'test_predict', 'test_report', 'test_results', 'test_study', 'test_tables',
         'test_train', 'test_validate'}
 
 
 # Single tests of quick files that take more than four seconds: full-size tables, every correction at its hardest.
 SLOW_TESTS = {
+    'test_the_phase_diagram_is_the_same_whatever_the_number_of_processes',
+    'test_a_table_of_the_size_of_nih_takes_less_than_a_minute',
+    'test_the_interval_covers_the_films_that_were_not_drawn',
+    'test_no_torch',
     'test_a_damaged_kept_study_is_refused_in_one_line',
     'test_every_correction_is_finite_on_hard_input',
     'test_a_fold_is_corrected_without_its_own_targets',
