@@ -29,7 +29,8 @@ _ROLES = dict( # role of a column: names that it goes by, without blanks and mar
     score='probability prob score pred prediction logit output confidence', target='target truth true groundtruth present value label')
 _FINDING = 'finding findings pathology class classname disease label'.split() # the column of names in a long table
 _SAME = dict(pleuraleffusion='effusion', infiltrate='infiltration', infiltrates='infiltration', airspaceopacity='lungopacity',
-             opacity='lungopacity', enlargedcardiom='enlargedcardiomediastinum', normal='nofinding', supportdevice='supportdevices')
+             opacity='lungopacity', oedema='edema', normal='nofinding', supportdevice='supportdevices',
+             enlargedcardiom='enlargedcardiomediastinum')
 
 def plain_name(
     name, # name of a column or finding

@@ -352,8 +352,17 @@ def _tables(sets, fit, corrections, n_boot, seed):
     return dict(auc=auc, calibration=calibration_there(sets, fit, n_boot, seed), points=points_there(sets, fit, n_boot, seed),
                 couplings=couplings_there(sets, corrections, n_boot=n_boot, seed=seed))
 
-def _write(folder, sets, tables, page, figure):
+def _left_out(findings):
+    "What of the findings is not judged, by name"
+    out = findings[findings.note != '']
+    names = out.finding.where(out.finding != '', out.there).groupby(out.note, sort=False)
+    said = [f'{few(some, 20)} ({note})' for note, some in names]
+    return [f'not judged: {"; ".join(said)}'] * (len(said) > 0)
+
+def _write(folder, sets, tables, facts):
     "Every file of a validation"
+    figure = _drawn(tables['auc'], sets.study.made_up)
+    page = _page(sets, tables, figure, facts | dict(title=f'{sets.study.name} on other films'))
     probs = pd.DataFrame(sets.probs.astype(np.float32), columns=list(sets.targets)).round(6)
     files = tables | dict(predictions=sets.films.reset_index(drop=True).join(probs))
     for name, t in files.items():
@@ -416,11 +425,10 @@ def validate(
         sets = _sets(by_unit(study, unit, views), table.drop(columns=table.attrs['labels']), y, logits, unit, views)
         fit = _fitting(sets.films.patient, share, seed)
         tables = dict(findings=findings) | _tables(sets, fit, corrections, n_boot, seed) | dict(twins=twins)
-        facts = dict(notes=[*sets.study.notes, *notes, *said], data=data, judged=int((~fit).sum()), fitted=int(fit.sum()), n_boot=n_boot,
-                     command=command, title=f'{study.name} on other films')
-        figure = _drawn(tables['auc'], study.made_up)
-        _write(folder, sets, tables, _page(sets, tables, figure, facts), figure)
+        notes = [*sets.study.notes, *notes, *_left_out(findings), *said]
+        facts = dict(notes=notes, data=data, judged=int((~fit).sum()), fitted=int(fit.sum()), n_boot=n_boot, command=command)
+        _write(folder, sets, tables, facts)
         asked = dict(predictions=[f'{study.name}/{predictor.arm}'], data=data, names=names, share=share, n_boot=n_boot, seed=seed)
         write_json(StudyFolder(folder).evaluation, asked)
-    if verbose: print(*facts['notes'], *_headline(sets, tables), sep='\n')
+    if verbose: print(*notes, *_headline(sets, tables), sep='\n')
     return StudyFolder(Path(out)).report

@@ -186,3 +186,11 @@ def test_twins_among_many_and_of_blank_films():
     noisy = np.clip(films[4] + np.random.default_rng(0).normal(0, 4, films[4].shape), 0, 255).astype('uint8')
     found = twin_films(films, np.stack([noisy, films[-1], films[9][::-1]]))
     assert found.there.tolist() == [1, 0] and found.here[1] == 4 and found.same.tolist() == [True, False]
+
+
+def test_what_is_not_judged_is_named_at_once(study, away, tmp_path, capsys):
+    html = judge(study, away, tmp_path/'out', verbose=True).read_text()
+    line = next(l for l in capsys.readouterr().out.splitlines() if l.startswith('not judged: '))
+    lacking, mapped = line.removeprefix('not judged: ').split('; ')
+    assert lacking.endswith('(not in the other set)') and 'Atelectasis' in lacking and line in html
+    assert mapped == 'Fracture (the mapping leaves it out)'
