@@ -221,9 +221,8 @@ def _score_all(todo, table, pixels, rows, n, bar):
     "Score folds side by side; the first error ends all of them"
     pixels = _Stoppable(pixels)
     with concurrent.futures.ThreadPoolExecutor(n) as pool:
-        scoring = [pool.submit(_score, cfg, table, pixels, rows) for cfg in todo]
-        ended = concurrent.futures.as_completed(scoring)
         try:
+            ended = concurrent.futures.as_completed([pool.submit(_score, cfg, table, pixels, rows) for cfg in todo])
             for job in tqdm(ended, total=len(todo), desc=f'{todo[0].study}: locked patients', unit='fold', disable=not bar): job.result()
         except BaseException:
             pixels.stopped.set()

@@ -275,6 +275,27 @@ def test_scoring_that_is_stopped_ends_every_fold_at_its_next_batch(tmp_path, mon
     assert not list(tmp_path.rglob('*.tmp-*')) and not list(tmp_path.rglob('lock')) and not list(tmp_path.rglob('locked.parquet'))
 
 
+def test_an_interrupt_before_the_first_wait_ends_every_fold_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    jobs, begun, ends = trained(tmp_path), threading.Barrier(3, timeout=120), []
+    def long(cfg, table, pixels, rows):
+        begun.wait()
+        try:
+            while True:
+                pixels[rows[:2]]
+                time.sleep(.05)
+        except concurrent.futures.CancelledError:
+            ends.append(cfg.fold)
+            raise
+    def interrupted(scoring):
+        begun.wait()
+        raise KeyboardInterrupt
+    monkeypatch.setattr(study, '_locked_frame', long)
+    monkeypatch.setattr(concurrent.futures, 'as_completed', interrupted)
+    with pytest.raises(KeyboardInterrupt): score_locked(jobs, bar=False, n_jobs=2)
+    assert sorted(ends) == [0, 1]
+
+
 def test_a_process_that_comes_second_does_not_score_again(tmp_path, monkeypatch):
     jobs, frame, calls = trained(tmp_path), study._locked_frame, []
     score_locked(jobs, bar=False)
