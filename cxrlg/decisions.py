@@ -12,9 +12,10 @@ from scipy import sparse
 from scipy.stats import t as student
 
 from .calibration import called_at, films_by_value, outcomes
+from .checks import checked_scores, no_auc, patient_codes
 from .core import DataError
-from .eval import (checked_scores, clustered_variance, holm, in_threads, no_auc, patient_codes, patient_weights, percentile_interval,
-                        placements)
+from .delong import clustered_variance, holm, placements
+from .eval import in_threads, patient_weights, percentile_interval
 
 # %% ../nbs/06ba_decisions.ipynb #c2b76df2
 THRESHOLDS = (.01, .02, .03, .05, .07, .1, .15, .2, .25, .3, .4, .5) # probabilities from which one acts

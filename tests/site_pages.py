@@ -71,7 +71,8 @@ TASKS = {
     'Loss': 'asl',
     'Couplings': 'graph couplings stability headroom evidence corrections controls',
     'Training': 'callbacks programs config learner engines train study ablation',
-    'Judging': 'eval delong calibration decisions recalibration power results predictions units verdicts tables figures report kept evaluate',
+    'Judging': 'checks delong eval calibration decisions recalibration power verdicts',
+    'Studies and their reports': 'results predictions units tables figures report kept evaluate',
     'Prediction': 'predict localise export validate',
 }
 
@@ -98,7 +99,7 @@ def names_page():
     if lost: raise ValueError(f'{sorted(lost)}: give each room a task in TASKS')
     made = {task: list(task_rows(some)) for task, some in asked.items()} | dict(Commands=list(command_rows()))
     parts = [f'## {task}\n\n' + table(('name', 'what it is', 'page'), rows) for task, rows in made.items()]
-    said = 'Every function, class and constant that the library gives to its readers, by what one wants to do, with its sentence and its place.'
+    said = 'Every function, class and constant that the library gives to its readers, by what one wants to do.'
     first = ('By task, and within a task in the order in which its pages are read. '
              'A name is imported from its room: `from cxrlg.splits import make_folds`; [the map of the house](house.qmd) has the rooms.')
     return page('All public names', said, first, *parts)

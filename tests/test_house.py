@@ -26,7 +26,7 @@ LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
 FLOORS = [
     {'core'},
     {'readers'},
-    {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
+    {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'checks', 'delong', 'eval'},
     {'batches', 'model', 'maps', 'features', 'couplings', 'stability', 'calibration', 'decisions', 'recalibration', 'power', 'headroom',
      'evidence', 'sheets'},
     {'callbacks', 'programs', 'results', 'verdicts', 'tables', 'corrections', 'kept', 'predictions', 'units', 'figures'},
