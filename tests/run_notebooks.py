@@ -3,6 +3,7 @@ Their outputs are saved with the hash of the code that printed them; warnings an
 
 import ast
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,10 @@ def only_imports(source):
 
 
 def code_hash(nb):
-    "Hash of a notebook's code cells but its imports, in order: outputs are fresh when it is the stored one"
+    """Hash of a notebook's code cells but its imports, in order: outputs are fresh when it is the stored one.
+    Which names are public prints nothing: `exporti` is read as `export`"""
     sources = [c.source for c in nb.cells if c.cell_type == 'code' and not only_imports(c.source)]
+    sources = [re.sub(r'^#\| *exporti\b', '#| export', source) for source in sources]
     return hashlib.sha256('\0'.join(sources).encode()).hexdigest()[:16]
 
 

@@ -34,11 +34,16 @@ def rooms():
         if path.name < '20' and room: yield room[1], path.name, re.match(r'# (.+)', nbformat.read(path, 4).cells[0].source)[1]
 
 
+def public_part(module):
+    "The statements of a room's cells that give names to readers, `#| export`: what `#| exporti` holds is on no page"
+    file = next(file for room, file, _ in rooms() if room == module)
+    sources = [c.source for c in nbformat.read(NBS/file, 4).cells if c.cell_type == 'code']
+    return [node for source in sources if re.match(r'#\| *exports?\b', source) for node in ast.parse(source).body]
+
+
 def documented(module):
     "Public name -> its sentence, or None for one that is not a function or class; methods that are patched in follow their class"
-    body = ast.parse((ROOT/'cxrlg'/f'{module}.py').read_text()).body
-    assigned = [node for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__']
-    names = ast.literal_eval(assigned[0].value) if assigned else []
+    body = public_part(module)
     said = {node.name: sentence(node) for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not is_patch(node)}
     methods = {}
     for node in body:
@@ -47,7 +52,7 @@ def documented(module):
     rows = {}
     targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
     here = said.keys() | {target.id for target in targets if isinstance(target, ast.Name)}
-    for name in sorted(here.intersection(names), key=lambda name: (name.lower(), name)):
+    for name in sorted((name for name in here if not name.startswith('_')), key=lambda name: (name.lower(), name)):
         rows[name] = said.get(name)
         rows |= {f'{name}.{method}': says for method, says in sorted(methods.get(name, {}).items())}
     return rows
@@ -59,17 +64,45 @@ def is_patch(node): return any('patch' in ast.unparse(d) for d in node.decorator
 def sentence(node): return ' '.join((ast.get_docstring(node) or '').partition('\n\n')[0].split())
 
 
-def names_page():
-    parts, n = [], 0
+TASKS = {
+    'Data': 'core readers sheets data phantom pictures dicom films batches',
+    'Splits': 'splits',
+    'Model': 'model maps features',
+    'Loss': 'asl',
+    'Couplings': 'graph couplings stability headroom evidence corrections controls',
+    'Training': 'callbacks programs config learner engines train study ablation',
+    'Judging': 'checks delong eval calibration decisions recalibration power verdicts',
+    'Studies and their reports': 'results predictions units tables figures report kept evaluate',
+    'Prediction': 'predict localise export validate',
+}
+
+
+def task_rows(asked):
+    "A row a public name of the rooms of one task: the name, its sentence, and the page that documents it"
     for module, file, title in rooms():
-        rows = documented(module)
-        if not rows: continue
-        n += len(rows)
-        linked = {name: f'`{name}`' if says is None else f'[`{name}`]({file}#{name.lower()})' for name, says in rows.items()}
-        shown = [(linked[name], says or 'a constant') for name, says in rows.items()]
-        parts.append(f'## {title}\n\n`cxrlg.{module}`: [{title}]({file}).\n\n' + table(('name', 'what it is'), shown))
-    said = 'Every function, class and constant that the rooms of the library give away, with its sentence and its place.'
-    return page('All public names', said, f'{n} names, in the order in which the rooms are read.', *parts)
+        if module not in asked: continue
+        for name, says in documented(module).items():
+            linked = f'`{name}`' if says is None else f'[`{name}`]({file}#{name.lower()})'
+            yield linked, says or 'a constant', f'[{title}]({file})'
+
+
+def command_rows():
+    "A row a command: its name and its sentence"
+    for name, function in commands():
+        says = ' '.join(inspect.getdoc(function).partition('\n\n')[0].split())
+        yield f'[`{name}`](command_line.qmd#{name})', says, '[All commands](command_line.qmd)'
+
+
+def names_page():
+    asked = {task: some.split() for task, some in TASKS.items()}
+    lost = {module for module, *_ in rooms() if documented(module)} - {module for some in asked.values() for module in some}
+    if lost: raise ValueError(f'{sorted(lost)}: give each room a task in TASKS')
+    made = {task: list(task_rows(some)) for task, some in asked.items()} | dict(Commands=list(command_rows()))
+    parts = [f'## {task}\n\n' + table(('name', 'what it is', 'page'), rows) for task, rows in made.items()]
+    said = 'Every function, class and constant that the library gives to its readers, by what one wants to do.'
+    first = ('By task, and within a task in the order in which its pages are read. '
+             'A name is imported from its room: `from cxrlg.splits import make_folds`; [the map of the house](house.qmd) has the rooms.')
+    return page('All public names', said, first, *parts)
 
 
 # ---- parameters

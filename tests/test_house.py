@@ -1,6 +1,7 @@
 "The house rules: floors of imports, parameters, notebooks in sync and clean, nothing of this machine in what is committed."
 import ast
 import configparser
+import importlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from cxrlg._pages import parameter_rows, public_names
 from run_notebooks import code_hash
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
@@ -24,7 +26,7 @@ LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
 FLOORS = [
     {'core'},
     {'readers'},
-    {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
+    {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'checks', 'delong', 'eval'},
     {'batches', 'model', 'maps', 'features', 'couplings', 'stability', 'calibration', 'decisions', 'recalibration', 'power', 'headroom',
      'evidence', 'sheets'},
     {'callbacks', 'programs', 'results', 'verdicts', 'tables', 'corrections', 'kept', 'predictions', 'units', 'figures'},
@@ -273,3 +275,34 @@ def test_an_exported_cell_fits_on_a_screen(path):
     "At most 60 lines, but for a table of fields that has to stand in one class"
     exported = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code' and c.source.startswith('#| export')]
     assert [source.splitlines()[1] for source in exported if len(source.splitlines()) > 60 and 'class TrainConfig' not in source] == []
+
+
+def test_public_names_are_few():
+    "What a reader of the site calls has `#| export`; what only other rooms use has `#| exporti`, and is in no `__all__`"
+    assert len(public_names()) <= 120
+
+
+@pytest.mark.parametrize('room', sorted(PAGES))
+def test_every_public_name_says_what_it_does_and_takes(room):
+    module = importlib.import_module(f'cxrlg.{room}')
+    given = {name: getattr(module, name) for name in module.__all__}
+    here = {name: o for name, o in given.items() if callable(o) and o.__module__ == module.__name__}
+    assert [name for name, o in here.items() if not (o.__doc__ or '').strip()] == [], 'no docstring'
+    assert [(name, row[0]) for name, o in here.items() for row in parameter_rows(o) if not row[3]] == [], 'no docment'
+
+
+SETTLED = dict(
+    asl='AsymmetricLoss', batches='fold_dls', callbacks='EMA', config='TrainConfig', couplings='fit_couplings coupling_path',
+    data='read_table register_reader audit PixelCache fold_dls read_film DataError', eval='macro_auc auc_interval delong paired_bootstrap',
+    graph='LabelGraph GraphL1 plot_couplings', model='CXRNet save_model load_model', phantom='make_phantom', predict='Predictor',
+    splits='MultilabelStratifiedGroupKFold make_folds balance_report assert_disjoint', stability='stable_edges', study='run_study',
+    train='train_fold',
+)
+
+
+@pytest.mark.parametrize('room', sorted(SETTLED))
+def test_settled_names_come_with_a_star(room):
+    "What configurations, the README and programs of others import stays where they look for it"
+    given = {}
+    exec(f'from cxrlg.{room} import *', given)
+    assert set(SETTLED[room].split()) <= set(given)
