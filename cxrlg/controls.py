@@ -19,6 +19,7 @@ from .core import DataError, did_you_mean
 from .corrections import CORRECTIONS, Outputs, corrections_for, cross_fit, fit_correction
 from .couplings import CouplingFit
 from .eval import bootstrap, holm, macro_auc, verdict
+from .figures import method_colours
 from .kept import oof_outputs
 from .results import Study
 from .stability import edge_agreement
@@ -207,12 +208,12 @@ def plot_changes(
     "Forest plot: change of the macro of each arm against `none`"
     t = controls.table[controls.table.metric == metric]
     margin, at = MARGINS[metric] if margin is None else margin, np.arange(len(t))[::-1]
-    ax = ax or plt.subplots(figsize=(7, .35 * len(t) + 1.2), dpi=100)[1]
+    ax = ax or plt.subplots(figsize=(7, .35 * len(t) + 1.2), dpi=150)[1]
     ax.axvspan(-margin, margin, color='0.92', zorder=0)
-    _changes(ax, t, at, ms=4)
+    for i, colour in enumerate(method_colours(t.arm).values()): _changes(ax, t[i:i+1], at[i:i+1], ms=4, color=colour)
     ax.set(yticks=at, title=title or 'Couplings and their controls',
            xlabel=f'change of macro {metric.replace("_", " ")} against none, 95 % interval; band: margin of {margin:g}')
-    ax.set_yticklabels([f'{a} ({v})' for a, v in zip(t.arm, t.verdict)], fontsize=8)
+    ax.set_yticklabels([f'{a} ({v})' for a, v in zip(t.arm, t.verdict)], fontsize=9)
     return ax
 
 # %% ../nbs/06a_controls.ipynb #2d9f47a0
@@ -223,13 +224,13 @@ def plot_label_changes(
     title:str='Change of AUC of each label', # title of the picture
 ): # the axes
     "Forest plot: change of the AUC of each label"
-    ax = ax or plt.subplots(figsize=(7, .38 * len(controls.judged) + 1.2), dpi=100)[1]
-    for i, arm in enumerate(arms):
+    ax = ax or plt.subplots(figsize=(7, .38 * len(controls.judged) + 1.2), dpi=150)[1]
+    for i, (arm, colour) in enumerate(method_colours(arms).items()):
         t = controls.labels[controls.labels.arm == arm].set_index('label').loc[controls.judged[::-1]]
-        _changes(ax, t, np.arange(len(t)) + .16 * (len(arms) / 2 - i), ms=3, lw=1, label=arm)
+        _changes(ax, t, np.arange(len(t)) + .16 * (len(arms) / 2 - i), ms=3, lw=1, color=colour, label=arm)
     ax.set(yticks=range(len(t)), xlabel='change of AUC against none, 95 % interval (not adjusted)', title=title)
-    ax.set_yticklabels(t.index, fontsize=8)
-    ax.legend(fontsize=8)
+    ax.set_yticklabels(t.index, fontsize=9)
+    ax.legend(fontsize=9)
     return ax
 
 # %% ../nbs/06a_controls.ipynb #037fc403

@@ -4,16 +4,22 @@ import re
 import subprocess
 import sys
 import warnings
+from itertools import combinations
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex, to_rgb, to_rgba_array
 
 import cxrlg.figures as drawing
 import cxrlg.report as room
 from conftest import ROOT
+from cxrlg.config import ARMS
+from cxrlg.controls import coupling_controls, plot_changes, plot_label_changes
 from cxrlg.core import DataError
+from cxrlg.corrections import CORRECTIONS, Outputs
 from cxrlg.figures import FIGURES, plot_locked
 from cxrlg.report import result_table, write_report
 from cxrlg.results import StudyFolder, example_study, read_study
@@ -287,3 +293,80 @@ def test_a_table_of_a_page_has_its_verdict_first_and_each_interval_beside_its_va
     assert shown.loc['none'].tolist() == ['', '0.700 (0.600\u00a0to\u00a00.800)', '', '', '6,367', '2,312']
     change = '0.000 (-0.010\u00a0to\u00a0+0.010)'
     assert shown.loc['prox'].tolist() == ['equivalent', '0.710', change, '4\u00a0of\u00a09', '12', 'beyond reach']
+
+
+# one colour a method
+
+def colours_drawn(fig, names):
+    "Method -> the colours that it is drawn with: by its entry in a legend, else by the row that bears its name"
+    found = {}
+    for legend in (*fig.legends, *(ax.get_legend() for ax in fig.axes)):
+        for words, handle in zip(legend.get_texts(), legend.legend_handles) if legend else ():
+            name = words.get_text().split(' ')[0] # an AUC stands behind the name
+            if name in names: found.setdefault(name, set()).add(to_hex(to_rgba_array(handle.get_color())[0]))
+    for ax in fig.axes:
+        rows = {round(at, 6): words.get_text().split(' ')[0] for at, words in zip(ax.get_yticks(), ax.get_yticklabels())}
+        for line in ax.lines:
+            at = np.unique(np.round(np.asarray(line.get_ydata(), float), 6))
+            name = rows.get(at[0]) if len(at) == 1 and line.get_marker() == 'o' else None
+            if name in names: found.setdefault(name, set()).add(to_hex(line.get_color()))
+    return found
+
+
+def test_a_method_has_one_colour_in_all_drawings(tmp_path):
+    arms = ('none', 'l1', 'prox', 'free', 'mine')
+    study = read_study(example_study(tmp_path/'arms', 250, arms=arms, locked=.3))
+    tables = summarise(study, n_boot=20)
+    figures = {name: FIGURES[name][0](study, tables, '') for name in ('arms', 'auc', 'roc', 'training', 'changes')}
+    seen = {name: colours_drawn(fig, arms) for name, fig in figures.items()}
+    assert all(set(found) >= set(arms) - {'none'} for found in seen.values())
+    expected = {name: {colour} for name, colour in drawing.method_colours(arms).items()}
+    for name, found in seen.items(): assert found == {arm: expected[arm] for arm in found}, name
+
+
+def test_corrections_have_the_colours_of_their_method(four_findings):
+    out = four_findings
+    trained = Outputs(out.targets, out.logits, out.patients, out.folds, out.labels, dict(prox=out.logits))
+    names = ('scale', 'couplings', 'stacking', 'ridge')
+    found = coupling_controls(trained, arms=names, n_boot=20, bar=False)
+    for ax in (plot_changes(found), plot_label_changes(found, ('prox', *names[1:]))):
+        drawn = colours_drawn(ax.figure, ('prox', *names))
+        assert len(drawn) >= 4 and drawn == {name: {drawing.METHOD_COLOURS[name]} for name in drawn}
+        plt.close(ax.figure)
+
+
+def test_every_method_has_a_colour():
+    assert set(drawing.METHOD_COLOURS) == {*ARMS, 'posthoc', *CORRECTIONS}
+    assert drawing.METHOD_COLOURS['posthoc'] == drawing.METHOD_COLOURS['couplings']
+
+
+RED_BLIND = ((.152286, 1.052583, -.204868), (.114503, .786281, .099216), (-.003882, -.048116, 1.051998)) # Machado et al., 2009
+GREEN_BLIND = ((.367322, .860646, -.227968), (.280085, .672501, .047413), (-.01182, .04294, .968881))
+
+
+def linear(colour):
+    v = np.array(to_rgb(colour))
+    return np.where(v <= .04045, v/12.92, ((v + .055)/1.055)**2.4)
+
+
+def lab(rgb):
+    "CIE L*a*b* of linear sRGB"
+    to_xyz = np.array([[.4124, .3576, .1805], [.2126, .7152, .0722], [.0193, .1192, .9505]])
+    x, y, z = np.cbrt(to_xyz @ np.clip(rgb, 1e-3, 1)/[.9505, 1, 1.089])
+    return np.array([116*y - 16, 500*(x - y), 200*(y - z)])
+
+
+TOGETHER = (('none', 'l1', 'prox', 'free', 'posthoc'), ('l1', 'prox', 'couplings_min', 'stacking'), ('couplings', 'couplings_min', 'ridge'))
+
+
+@pytest.mark.parametrize('seen', [np.eye(3), RED_BLIND, GREEN_BLIND], ids=['all colours', 'no red', 'no green'])
+def test_methods_that_stand_in_one_figure_can_be_told_apart(seen):
+    for names in TOGETHER:
+        for a, b in combinations(names, 2):
+            ends = [lab(np.array(seen) @ linear(drawing.METHOD_COLOURS[name])) for name in (a, b)]
+            assert np.linalg.norm(ends[0] - ends[1]) > 12, f'{a} and {b}'
+
+
+@pytest.mark.parametrize('name', list(drawing.METHOD_COLOURS))
+def test_a_colour_stands_out_from_white(name):
+    assert 1.05/(np.dot((.2126, .7152, .0722), linear(drawing.METHOD_COLOURS[name])) + .05) >= 3
