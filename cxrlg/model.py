@@ -137,8 +137,10 @@ class CXRNet(nn.Module):
         return self.both(x)[1]
 
 # %% ../nbs/02_model.ipynb #0f2d076f
-def _describe(model):
-    "What is needed to build `model` again, as plain JSON"
+def describe_model(
+    model:CXRNet, # a model
+) -> dict: # what `model_from` builds it from
+    "What is needed to build a model again, as plain JSON"
     g = model.graph
     graph = None
     if g is not None:
@@ -158,13 +160,19 @@ def save_model(
     path.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with atomic_write(path/'model.safetensors') as f: save_file(state, f)
-    with atomic_write(path/'model.json') as f: Path(f).write_text(json.dumps(_describe(model) | extra, indent=1))
+    with atomic_write(path/'model.json') as f: Path(f).write_text(json.dumps(describe_model(model) | extra, indent=1))
 
 # %% ../nbs/02_model.ipynb #f4513cea
-def _rebuild(d):
-    "A CXRNet with random weights from its description"
+def model_from(
+    description:dict, # as `describe_model` gives it
+    state:dict, # name -> tensor
+) -> CXRNet: # on the CPU, in eval mode
+    "A model from its description and its tensors"
+    d = description
     graph = LabelGraph(len(d['labels']), **d['graph']) if d['graph'] else None
-    return CXRNet(d['arch'], d['labels'], graph, d['in_chans'], drop_rate=d['drop_rate'], arch_args=d['arch_args'])
+    model = CXRNet(d['arch'], d['labels'], graph, d['in_chans'], drop_rate=d['drop_rate'], arch_args=d['arch_args'])
+    model.load_state_dict(state)
+    return model.eval()
 
 # %% ../nbs/02_model.ipynb #ffb98ffb
 def load_model(
@@ -175,11 +183,9 @@ def load_model(
     for name in ('model.json', 'model.safetensors'):
         if not (path/name).is_file(): raise DataError(f'{path} holds no {name}: a model folder is what save_model wrote')
     try:
-        model = _rebuild(json.loads((path/'model.json').read_text()))
-        model.load_state_dict(load_file(path/'model.safetensors'))
+        return model_from(json.loads((path/'model.json').read_text()), load_file(path/'model.safetensors'))
     except (SafetensorError, json.JSONDecodeError, KeyError, RuntimeError) as e:
         raise DataError(f'{path} holds a damaged model, or its two files do not belong together: {first_line(e)[:200]}') from e
-    return model.eval()
 
 # %% ../nbs/02_model.ipynb #6384469e
 def _precisions(): return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision

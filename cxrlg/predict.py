@@ -7,14 +7,11 @@ __all__ = ['Predictor']
 
 # %% ../nbs/08_predict.ipynb #0796b1ab
 import copy
-import json
 import os
 import re
-import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +24,21 @@ from fastcore.script import Param, call_parse
 from joblib import cpu_count
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.special import expit, logit
+from scipy.special import expit
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from .calibration import calibrated
-from .core import DataError, atomic_write, did_you_mean, few, film_key, for_spreadsheets, on_disk, printable, run_command, stop
-from .core import walk_files
+from .core import (DataError, atomic_write, clip_logit, did_you_mean, few, for_spreadsheets, on_disk, printable, run_command, stop,
+                        walk_files)
 from .data import FILM_SUFFIXES
+from .ensembles import open_ensemble
 from .eval import ensemble, tta
 from .films import fit_film, read_film
 from .maps import as_input, batch_size, mean_maps, plot_map
-from .model import full_float32, load_model, predict_logits
+from .model import full_float32, predict_logits
+from .submissions import films_of, read_sample, sent_cases
 from .units import case_table
 
 # %% ../nbs/08_predict.ipynb #805f0d59
@@ -75,89 +74,10 @@ def find_films(
     found = [f for t in there for f in (_films_below(t) if os.path.isdir(t) else [t])]
     return [f'./{f}' if f[0] in '=+-@' else f for f in found] # never a formula of a spreadsheet
 
-# %% ../nbs/08_predict.ipynb #8de86377
-def _folds_by_arm(study):
-    "arm -> (seed, fold) -> folder, finished or not"
-    arms = {}
-    for folder in study.glob('*/seed*/fold*'):
-        arm, seed, fold = folder.parts[-3], folder.parts[-2][4:], folder.parts[-1][4:]
-        if seed.isdigit() and fold.isdigit(): arms.setdefault(arm, {})[int(seed), int(fold)] = folder
-    return arms
-
-def _pick_arm(study, arm):
-    "The arm to use, and its folders: (seed, fold) -> folder"
-    if not study.is_dir():
-        raise DataError(f'there is no study {study} (looked from {Path.cwd()}): give the folder that cxrlg_study wrote, such as runs/NAME')
-    arms = _folds_by_arm(study)
-    if not arms:
-        raise DataError(f'{study} holds no finished fold (no ARM/seed*/fold*/done.json): '
-                        'train it with cxrlg_study, or give the folder of a study')
-    arm = arm or ('none' if 'none' in arms else min(arms) if len(arms) == 1 else None)
-    choice = f'choose one of {", ".join(sorted(arms))}'
-    if arm is None: raise DataError(f'{study} has no arm none: {choice} as arm')
-    if arm not in arms: raise DataError(f'{study} has no arm {arm!r}: {choice}')
-    return arm, arms[arm]
-
-def _chosen(wanted, there, what, where):
-    "The seeds or folds that are asked for, or all there are; sorted"
-    there = sorted(set(there))
-    if wanted is None: return there
-    wanted = sorted(set([wanted] if isinstance(wanted, (int, np.integer)) else wanted))
-    lost = [w for w in wanted if w not in there]
-    if lost or not wanted: raise DataError(f'{where} has no {what} {few(lost) or wanted}: choose among {few(there, 20)}')
-    return wanted
-
-# %% ../nbs/08_predict.ipynb #d57b8ce0
-def _settings(path):
-    "What one fold says of itself: findings, size, mode, data, number of folds"
-    again = 'remove this fold and train it again'
-    try: config, model = [json.loads((path/name).read_text()) for name in ('config.json', 'model.json')]
-    except (OSError, ValueError) as e:
-        raise DataError(f'{path}: config.json or model.json cannot be read ({type(e).__name__}): {again}') from e
-    lack = [k for k in ('labels', 'size', 'n_splits', 'data') if k not in (model if k == 'labels' else config)]
-    if lack: raise DataError(f'{path}: its description lacks {few(lack)}: {again}')
-    size, trained = config['size'], model.get('size', config['size'])
-    if trained != size: raise DataError(f'{path}: size is {size} in config.json and {trained} in model.json: {again}')
-    mode = config.get('data_args', {}).get('mode', 'squash')
-    return dict(labels=model['labels'], size=size, mode=mode, n_splits=config['n_splits'], data=config['data'])
-
-def _shared_settings(folders):
-    "The settings that all folds have"
-    first, *others = folders
-    shared = _settings(first)
-    for path in others:
-        for k, v in _settings(path).items():
-            if v == shared[k]: continue
-            raise DataError(f'{path} has {k} {v!r} and {first} has {shared[k]!r}: '
-                            'folds of one ensemble must agree; remove the one that does not belong here')
-    return shared
-
-def _notes(arm, wanted, found, finished, data):
-    "One line for each thing that a user should know"
-    state = {k: 'not finished' if k in found else 'missing' for k in wanted if k not in finished}
-    notes = [f'{arm}/seed{s}/fold{f} is {v}: the ensemble goes without it' for (s, f), v in state.items()]
-    return notes + ['trained on the phantom: its numbers say nothing about people']*(data == 'phantom')
-
 # %% ../nbs/08_predict.ipynb #03716a2b
-def _calibration(path, arm, labels):
-    "Temperature and bias of each finding from a study's calibration.json, or None where the study has none for this arm"
-    if not path.is_file(): return None
-    again = 'evaluate the study again, or ask for raw probabilities'
-    try: found = json.loads(path.read_text()).get(arm)
-    except (OSError, ValueError, AttributeError) as e: raise DataError(f'{path} cannot be read ({type(e).__name__}): {again}') from e
-    if found is None: return None
-    names = ['temperature', 'bias']
-    try: scale = pd.DataFrame([[found[l][k] for k in names] for l in labels], labels, names).astype(float)
-    except (KeyError, TypeError, ValueError) as e:
-        raise DataError(f'{path} lacks a temperature or bias of {arm} ({type(e).__name__}: {e}): {again}') from e
-    if not (np.isfinite(scale).all(axis=None) and (scale.temperature > 0).all()):
-        raise DataError(f'{path} holds a temperature or bias of {arm} that is no number, or not above 0: {again}')
-    return scale
-
 def _scaled(p, scale):
     "Probabilities [n, L] float32 through the scale, whose logits stay finite"
-    eps = np.finfo(np.float32).eps
-    return calibrated(logit(np.clip(p.astype(float), eps, 1 - eps)), scale).astype(np.float32)
+    return calibrated(clip_logit(p.astype(float), np.finfo(np.float32).eps), scale).astype(np.float32)
 
 # %% ../nbs/08_predict.ipynb #ded81478
 def _is_path(film): return isinstance(film, (str, bytes, os.PathLike))
@@ -209,7 +129,7 @@ def _folded(model):
 class Predictor:
     "The fold ensemble of a study"
     def __init__(self,
-        study_dir, # folder of the study, such as `runs/nih128`
+        study_dir, # folder of the study, such as `runs/nih128`, or one that `cxrlg_export` wrote
         arm:str=None, # arm to use; None: `none`, or the only one there is
         seeds=None, # seed to use, or several; None: all
         folds=None, # fold to use, or several; None: all
@@ -217,46 +137,35 @@ class Predictor:
         device=None, # device of the models; None: fastai's default, a GPU where there is one
         verbose:bool=True, # print which models are used, and what is missing?
     ):
-        self.path = Path(study_dir)
-        self.arm, found = _pick_arm(self.path, arm)
-        seeds = _chosen(seeds, [s for s, _ in found], 'seed', self.path/self.arm)
-        wanted = _chosen(folds, [f for s, f in found if s in seeds], 'fold', self.path/self.arm)
-        self.folders = {(s, f): d for (s, f), d in sorted(found.items()) if s in seeds and f in wanted and (d/'done.json').is_file()}
-        if not self.folders:
-            raise DataError(f'{self.path} holds no finished fold of arm {self.arm} (no {self.arm}/seed*/fold*/done.json): '
-                            'train it with cxrlg_study')
-        shared = _shared_settings(self.folders.values())
-        self.labels, self.size, self.mode = shared['labels'], shared['size'], shared['mode']
-        wanted = range(shared['n_splits']) if folds is None else wanted
-        self.notes = _notes(self.arm, [(s, f) for s in seeds for f in wanted], found, self.folders, shared['data'])
+        found = self.ensemble = open_ensemble(study_dir, arm, seeds, folds, raw)
+        self.path, self.arm, self.folders, self.scale = found.path, found.arm, found.folders, found.scale
+        self.labels, self.size, self.mode = found.labels, found.size, found.mode
         moved = [n for n in _about(self.labels) if n.endswith('_')]
-        self.notes += [f'a finding is called {n[:-1]}: what the table says of the film stands under {n}' for n in moved]
-        self.scale = None if raw else _calibration(self.path/'calibration.json', self.arm, self.labels)
+        self.notes = found.notes + [f'a finding is called {n[:-1]}: what the table says of the film stands under {n}' for n in moved]
         uncalibrated = 'raw, as asked for' if raw else f'raw (no calibration.json of arm {self.arm} in the study)'
         self.kind = uncalibrated if self.scale is None else 'calibrated'
         device = torch.device(device or default_device())
-        self.models = [_folded(load_model(f)).to(device, memory_format=torch.channels_last) for f in self.folders.values()]
+        self.models = [_folded(found.load(key)).to(device, memory_format=torch.channels_last) for key in self.folders]
         if verbose: print(printable(self), *self.notes, sep='\n')
 
     def __repr__(self):
         what = f'{len(self.models)} models, {len(self.labels)} findings, {self.size} px ({self.mode})'
-        return f'{self.path.resolve().name}, arm {self.arm}: {what}; probabilities {self.kind}'
+        return f'{self.ensemble.name}, arm {self.arm}: {what}; probabilities {self.kind}'
 
     def only(self,
         folds, # fold to keep, or several
     ) -> 'Predictor': # of the same models, without those of the other folds
         "The part of the ensemble that belongs to some folds"
-        folds = _chosen(folds, [f for _, f in self.folders], 'finished fold', self.path/self.arm)
         part = copy.copy(self)
-        part.models = [m for m, (_, f) in zip(self.models, self.folders) if f in folds]
-        part.folders = {(s, f): d for (s, f), d in self.folders.items() if f in folds}
+        part.ensemble = self.ensemble.only(folds)
+        part.models = [m for m, key in zip(self.models, self.folders) if key in part.ensemble.folders]
+        part.folders = part.ensemble.folders
         return part
 
-    def __getattr__(self, name):
-        "`card` and `export` are written in a room above, which is loaded when they are first asked for"
-        if name not in ('card', 'export'): raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
-        import_module('cxrlg.export')
-        return getattr(self, name)
+    @property
+    def thresholds(self):
+        "The study's operating points, `label rule threshold`, for these probabilities; no row where it has none"
+        return self.ensemble.thresholds
 
 # %% ../nbs/08_predict.ipynb #eeef97c8
 @patch
@@ -340,57 +249,6 @@ def explain(self:Predictor,
     maps = F.interpolate(maps, (self.size, self.size), mode='bilinear')[0].numpy()
     return maps if finding is None else maps[self.labels.index(finding)]
 
-# %% ../nbs/08_predict.ipynb #29309844
-def _by_id(files):
-    "id -> file, an id being the key of a file's name with and without its ending; and the ids that two films share"
-    ids, twice = {}, set()
-    for f in files:
-        name = film_key(os.path.basename(f))
-        for i in {name, Path(name).stem}:
-            if os.path.realpath(ids.setdefault(i, f)) != os.path.realpath(f): twice.add(i)
-    return ids, twice
-
-def _read_sample(template):
-    "A sample submission as text"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', pd.errors.ParserWarning)
-            sample = pd.read_csv(template, dtype=str, keep_default_na=False, encoding='utf-8-sig', index_col=False)
-    except (OSError, ValueError, pd.errors.ParserWarning) as e:
-        raise DataError(f'{template} cannot be read as CSV ({" ".join(str(e).split())[:120]}): give the sample submission') from e
-    header = list(sample)
-    if len(header) == 1 and re.search('[;\t|]', header[0]):
-        raise DataError(f'{template} is not separated by commas: save it as comma-separated CSV')
-    unnamed = [c for c in header if not c.strip() or re.fullmatch(r'Unnamed: \d+', c)]
-    if unnamed:
-        raise DataError(f'{template}: column {header.index(unnamed[0]) + 1} has no name, as when a table is saved with its row numbers: '
-                        'save it without them (index=False)')
-    return sample
-
-def _asked(template, id, labels):
-    "Ids that a sample asks for, its header, the finding or id that each column stands for, and the name of the id column"
-    sample = _read_sample(template)
-    header, names = list(sample), [c.strip() for c in sample]
-    id = id or names[0]
-    if id not in names: raise DataError(f'{template} has no column {id!r}; {did_you_mean(id, names)}')
-    strange = [c for c in names if c != id and c not in labels]
-    if strange: raise DataError(f'{template} asks for {strange[0]!r}, which the study does not predict; {did_you_mean(strange[0], labels)}')
-    if not len(sample): raise DataError(f'{template} has a header and no id')
-    ids = sample.iloc[:, names.index(id)]
-    keys = ids.map(film_key)
-    if keys.duplicated().any(): raise DataError(f'{template} asks for {few(ids[keys.duplicated()])} more than once: keep one row of each')
-    return ids.tolist(), header, names, id
-
-def _films_of(ids, files, template):
-    "The file of each id"
-    found, twice = _by_id(files)
-    keys = [film_key(i) for i in ids]
-    lost, both = [i for i, k in zip(ids, keys) if k not in found], [i for i, k in zip(ids, keys) if k in twice]
-    if lost:
-        raise DataError(f'{len(lost):,} of the {len(ids):,} ids of {template} have no film: {few(lost)}; give all folders of films')
-    if both: raise DataError(f'{len(both):,} ids of {template} belong to two films or more: {few(both)}; keep one of each')
-    return [found[k] for k in keys]
-
 # %% ../nbs/08_predict.ipynb #293098a1
 @patch
 def submission(self:Predictor,
@@ -403,12 +261,12 @@ def submission(self:Predictor,
 ) -> pd.DataFrame: # a row an id
     "Probabilities in the form that a competition asks for"
     films = list({os.path.realpath(f): os.fsdecode(f) for f in reversed(_as_list(films))}.values())[::-1]
-    if template is not None: ids, header, names, id = _asked(template, id, self.labels)
+    if template is not None: ids, header, names, id = read_sample(template, id, self.labels)
     else:
         ids, id = [os.path.basename(f) for f in films], id or 'Image_name'
         header = names = [id, *self.labels]
     if id in self.labels: raise DataError(f'the id column {id!r} is called like a finding: name another with id (--id)')
-    table = self(_films_of(ids, films, template or 'the folders'), bs, flip, bar)
+    table = self(films_of(ids, films, template or 'the folders'), bs, flip, bar)
     error = table[_about(self.labels)[2]]
     bad = error[error != '']
     if len(bad):
@@ -469,21 +327,12 @@ def parse_seeds(
     except ValueError: raise DataError(f'--seeds {text}: give whole numbers with commas between them, such as 42,43') from None
 
 # %% ../nbs/08_predict.ipynb #305f67ae
-def _sent_cases(table, template, id, labels):
-    "Cases in the form that a competition asks for"
-    if template is None: return table[['case', *labels]].rename(columns=dict(case=id or 'case'))
-    ids, header, names, id = _asked(template, id, labels)
-    table, keys = table.set_index(table.case.map(film_key)), [film_key(i) for i in ids]
-    lost = [i for i, k in zip(ids, keys) if k not in table.index]
-    if lost: raise DataError(f'{len(lost):,} of the {len(ids):,} ids of {template} are no case with a film: {few(lost)}')
-    return table.loc[keys].reset_index(drop=True).assign(**{id: ids})[names].set_axis(header, axis=1)
-
 def _write_cases(predictor, films, out, bs, flip, submission, id, template, cases):
     "Write the tables that are asked for by case; one line for each, and what is wrong with each film"
     said, labels = [], predictor.labels
     each = cache(lambda: predictor(films, bs, flip, bar=True))
     def by_case(): return case_table(each(), labels, **cases)
-    def sent(): return _sent_cases(by_case(), template, id, labels)
+    def sent(): return sent_cases(by_case(), template, id, labels)
     for path, make in ((submission, sent), (out, by_case)):
         if path: said.append(f'{path}: {len(_write_csv(path, make, exact=path == submission)):,} cases')
     return said, each()[_about(labels)[2]].tolist()

@@ -73,7 +73,7 @@ TASKS = {
     'Training': 'callbacks programs config learner engines train study ablation',
     'Judging': 'checks delong eval calibration decisions recalibration power verdicts',
     'Studies and their reports': 'results predictions units tables figures report kept evaluate',
-    'Prediction': 'predict localise export validate',
+    'Prediction': 'ensembles predict submissions localise export validate',
 }
 
 

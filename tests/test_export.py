@@ -13,7 +13,7 @@ from PIL import Image
 
 import cxrlg.export as room
 from cxrlg.core import DataError
-from cxrlg.export import main, onnx_example
+from cxrlg.export import export_folder, export_onnx, main, model_card, onnx_example
 from cxrlg.films import read_film
 from small_studies import LABELS, copy, load, names_in, numbers, one_thread, predictor, study, write_fold
 
@@ -33,7 +33,7 @@ def test_onnx_gives_the_numbers_of_the_command(tmp_path, arm, in_chans, flip, sc
     for k in range(2 if flip else 1): write_fold(tmp_path/f's/{arm}/seed1/fold{k}', seed=k, in_chans=in_chans, graph=arm == 'prox')
     if scaled: (tmp_path/'s'/'calibration.json').write_text(json.dumps({arm: SCALE}))
     predictor = load(tmp_path/'s')
-    file = predictor.export('onnx', tmp_path/'new'/'m.onnx', flip)
+    file = export_onnx(predictor, tmp_path/'new'/'m.onnx', flip)
     session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
     about = session.get_modelmeta().custom_metadata_map
     assert json.loads(about['labels']) == LABELS and about['size'] == '32' and about['mode'] == 'squash'
@@ -56,7 +56,7 @@ def test_the_cards_example_gives_the_numbers_of_the_command(tmp_path, mode, monk
     write_fold(tmp_path/'s/none/seed1/fold0', data_args=dict(mode=mode))
     predictor = load(tmp_path/'s')
     assert predictor.mode == mode
-    predictor.export('onnx', tmp_path/'m.onnx')
+    export_onnx(predictor, tmp_path/'m.onnx')
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 90), dtype=np.uint8)).save(tmp_path/'film.png')
     monkeypatch.chdir(tmp_path)
     example = re.search(r'```python\n(.*?)\n```', (tmp_path/'model_card.md').read_text(), re.S)[1]
@@ -107,28 +107,27 @@ def test_the_cards_example_refuses_what_it_cannot_read(tmp_path, monkeypatch):
 def test_hostile_names_are_text_in_the_card(tmp_path):
     labels = ['<script>alert(1)</script>', '[x](javascript:y)', 'a|b\nc']
     write_fold(tmp_path/'<b>s\n# x'/'none/seed1/fold0', labels=labels)
-    text = load(tmp_path/'<b>s\n# x').card()
+    text = model_card(load(tmp_path/'<b>s\n# x'))
     assert '<script>' not in text and '<b>' not in text and '](javascript' not in text and '\n# x' not in text
     assert '| a/b c |' in text and stands_alone(text)
     assert 'InferenceSession("m\'x.onnx")' in onnx_example("m'x.onnx")
 
 
 def test_a_file_that_differs_or_is_too_large_is_not_written(predictor, tmp_path, monkeypatch):
-    with pytest.raises(DataError, match='there is onnx'): predictor.export('torchscript', tmp_path/'m.pt')
     monkeypatch.setattr(room, '_to_onnx', lambda whole, size, metadata, path: path.write_bytes(b'x'))
     for error, shown in ((.01, '1.0e-02'), (float('nan'), 'nan')):
         monkeypatch.setattr(room, '_onnx_error', lambda *args: error)
-        with pytest.raises(DataError, match=f'differ by {shown}'): predictor.export('onnx', tmp_path/'m.onnx')
+        with pytest.raises(DataError, match=f'differ by {shown}'): export_onnx(predictor, tmp_path/'m.onnx')
     monkeypatch.setattr(room._Whole, 'parameters', lambda self: [torch.empty(10**9, device='meta')])
     with pytest.raises(DataError, match='a file of 4.0 GB, and ONNX allows 2: choose fewer seeds or folds'):
-        predictor.export('onnx', tmp_path/'m.onnx')
+        export_onnx(predictor, tmp_path/'m.onnx')
     assert names_in(tmp_path) == []
 
 
 def test_what_export_needs_is_named(predictor, tmp_path, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(room.importlib.util, 'find_spec', lambda name: None if name in ('onnxscript', 'onnxruntime') else real(name))
-    with pytest.raises(DataError) as e: predictor.export('onnx', tmp_path/'m.onnx')
+    with pytest.raises(DataError) as e: export_onnx(predictor, tmp_path/'m.onnx')
     assert str(e.value) == "export needs onnxscript, onnxruntime: pip install 'cxrlg[onnx]'" and names_in(tmp_path) == []
 
 
@@ -139,7 +138,8 @@ def test_command_exports(study, tmp_path, capsys, monkeypatch):
     main(str(study), str(tmp_path/'m.onnx'), arm='prox', seeds='42')
     assert 'm.onnx: 1.0 MB written' in capsys.readouterr().out and names_in(tmp_path) == ['m.onnx', 'model_card.md']
     below = str(tmp_path/'m.onnx'/'n.onnx')
-    for wrong, say in ((dict(seeds='1'), 'no seed 1'), (dict(out=str(tmp_path)), 'is a folder'), (dict(out=below), 'it was not written')):
+    wrongs = (dict(seeds='1'), 'no seed 1'), (dict(out=str(tmp_path)), 'is there already'), (dict(out=below), 'it was not written')
+    for wrong, say in wrongs:
         with pytest.raises(SystemExit) as e: main(**dict(study_dir=str(study)) | wrong)
         err = capsys.readouterr().err.splitlines()
         assert e.value.code == 2 and len(err) == 1 and err[0].startswith('cxrlg_export: ') and say in err[0]
@@ -193,7 +193,7 @@ def stands_alone(text):
 
 def test_the_card_says_what_the_study_says(evaluated):
     predictor = load(evaluated)
-    text = predictor.card()
+    text = model_card(predictor)
     assert [part for part in SAID if part not in text] == []
     assert [part for part in NOT_SAID if part in text] == []
     assert stands_alone(text)
@@ -202,22 +202,22 @@ def test_the_card_says_what_the_study_says(evaluated):
         has = oof['y:' + l] == 1
         assert f'| {l} | {int(has.sum())} | {oof.patient[has].nunique()} |' in text
     for f in predictor.folders.values(): assert hashlib.sha256((f/'model.safetensors').read_bytes()).hexdigest() in text
-    other = load(evaluated, arm='prox').card()
+    other = model_card(load(evaluated, arm='prox'))
     assert '0.5555' in other and '0.8123' not in other and 'label graph, ' in other
 
 
 def test_the_card_counts_the_films_of_the_study_not_of_the_fold_left_out(evaluated):
-    text, alone = load(evaluated).card(), load(evaluated, folds=0).card()
+    text, alone = model_card(load(evaluated)), model_card(load(evaluated, folds=0))
     assert 'An ensemble of 1 model (seed 42 fold 0)' in alone and '80 films of 40 patients' in alone and 'in 2 folds by patient' in alone
     (evaluated/'none/seed42/fold1/done.json').unlink()
-    part = load(evaluated).card()
+    part = model_card(load(evaluated))
     assert '40 films of 20 patients' in part and 'The study has 2 folds' in part and 'The study has' not in text
 
 
 def test_the_card_of_a_study_without_results(copy):
-    text = load(copy).card()
+    text = model_card(load(copy))
     assert 'it has not been evaluated' in text and stands_alone(text)
     (copy/'results.json').write_text(json.dumps(dict(arms=[RESULTS['arms'][1]])))
-    assert 'has nothing on this arm' in load(copy).card()
+    assert 'has nothing on this arm' in model_card(load(copy))
     (copy/'results.json').write_text('{"arms": [')
-    with pytest.raises(DataError, match='results.json cannot be read'): load(copy).card()
+    with pytest.raises(DataError, match='results.json cannot be read'): model_card(load(copy))
