@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from .core import DataError, check_known, runs_dir
 from .results import FoldFolder, StudyFolder
+from .units import UNITS
 
 # %% ../nbs/05c_config.ipynb #f2c8362c
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def _whole(low):
     return _Rule(lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low, f'a whole number, at least {low}')
 
 def _is_study_name(v): return isinstance(v, str) and v != 'cache' and re.fullmatch(r'\w[\w.-]{0,99}', v)
+def _are_names(v): return isinstance(v, list) and all(isinstance(o, str) and o for o in v) and len(set(v)) == len(v)
 
 ARMS = ('none', 'l1', 'prox', 'free')
 _message = _one_of('prob', 'centred', 'logit')
@@ -45,6 +47,8 @@ _text = _Rule(lambda v: isinstance(v, str), 'a text')
 _yes_or_no = _Rule(lambda v: isinstance(v, bool), 'true or false')
 _mapping = _Rule(lambda v: isinstance(v, dict), 'a mapping of argument names to values')
 _policy = _Rule(lambda v: isinstance(v, (str, dict)), 'use ignore, zeros, ones, or a mapping by finding')
+_views = _Rule(_are_names, 'a list of the names of views, each once, such as [PA, AP]')
+_unit = _one_of(*UNITS)
 _share = _Rule(_is_share, 'a share between 0 and 1')
 _crop = _Rule(lambda v: _is_share(v) and v > 0, 'a share above 0, at most 1')
 _decay = _Rule(lambda v: _is_share(v) and v < 1, 'a decay in [0, 1)')
@@ -68,6 +72,8 @@ class TrainConfig:
     fold_seed:Annotated[int, _whole(0), 'seed of the folds: the same for all arms and seeds of a study'] = 42
     locked:Annotated[float, _share, 'share of the patients that is in no fold'] = 0.0
     official:Annotated[bool, _yes_or_no, "films of the data set's own test split are in no fold either"] = False
+    views:Annotated[list, _views, 'views whose films are trained on and judged, such as [PA, AP]; empty: all'] = field(default_factory=list)
+    unit:Annotated[str, _unit, 'what is judged: film, study or patient, by the mean of its films; changes no training'] = 'film'
     # model
     arch:Annotated[str, _text, "a timm model, the paper's is seresnext101_32x4d; empty: that one cut to four blocks, for a laptop"] = ''
     arch_args:Annotated[dict, _mapping, 'further arguments of the timm model'] = field(default_factory=dict)
@@ -134,6 +140,9 @@ def _check(self:TrainConfig):
     if not self.arch: self.arch, self.arch_args = 'seresnext101_32x4d', {'layers': [1, 1, 1, 1]} | self.arch_args
     if not self.fold < self.n_splits:
         raise DataError(f'fold={self.fold}: with n_splits={self.n_splits} the folds are 0 to {self.n_splits - 1}')
+    if self.unit != 'film' and self.group != 'patient':
+        raise DataError(f'unit={self.unit!r} needs group=patient: '
+                        f'with folds by {self.group} the films of one {self.unit} are in several folds')
     if self.freeze: self._check_frozen()
 
 _UNSEEN = dict(rotate=0, crop=1, jitter=0, mixup=0, compile=False)
@@ -163,13 +172,17 @@ def check_names(
     check_known(names, list(known or TrainConfig.names()), 'parameter')
 
 # %% ../nbs/05c_config.ipynb #16c0000f
-_NO_NUMBER = ('data_dir', 'out_dir', 'study', 'on_device', 'device')
-_LATER = ('message', 'symmetric', 'deterministic', 'mixup', 'freeze')
+_NO_NUMBER = ('data_dir', 'out_dir', 'study', 'on_device', 'device', 'unit')
+_LATER = ('message', 'symmetric', 'deterministic', 'mixup', 'freeze', 'views')
+
+def _default(f):
+    "The default of a field"
+    return f.default if f.default is not MISSING else f.default_factory()
 
 @patch(as_prop=True)
 def hash(self:TrainConfig) -> str: # 16 hexadecimal digits
     "Identity of what is trained: every parameter that can change a number"
-    usual = {f.name: f.default for f in fields(self)}
+    usual = {f.name: _default(f) for f in fields(self)}
     d = {k: v for k, v in asdict(self).items() if k not in _NO_NUMBER and not (k in _LATER and v == usual[k])}
     return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -194,7 +207,7 @@ def path(self:TrainConfig) -> Path: # of `folder`
 def table(cls:TrainConfig) -> pd.DataFrame: # a row a parameter: `default`, `meaning`, `rule`
     "The parameters, what they mean and what they may be"
     about = {f.name: (get_args(f.type)[2], get_args(f.type)[1].says) for f in fields(cls)}
-    default = {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(cls)}
+    default = {f.name: _default(f) for f in fields(cls)}
     rows = [(name, default[name], *about[name]) for name in about]
     return pd.DataFrame(rows, columns=['parameter', 'default', 'meaning', 'rule']).set_index('parameter')
 

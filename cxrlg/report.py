@@ -17,7 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from .core import DataError, atomic_write, did_you_mean, runs_dir
 from .figures import FIGURES, study_figures
 from .results import Study, as_study, read_file, read_study
-from .tables import best_arm, summarise
+from .tables import best_arm, fit_calibration, summarise
+from .units import as_judged
 
 # %% ../nbs/06e_report.ipynb #e44c5e5b
 def _text(v, digits=4):
@@ -186,17 +187,21 @@ def _arm_sentence(r, said, n_labels, detectable, reference):
 
 def _by_name(t): return {r['arm']: r for r in t.to_dict('records')}
 
-def _locked_sentence(r):
-    return (f'Locked patients ({r["films"]:,} films of {r["patients"]:,} patients), fold ensemble of arm {r["arm"]}: '
+def _cases(study):
+    "What is judged, in a word"
+    return 'films' if study.config.get('unit', 'film') == 'film' else 'cases'
+
+def _locked_sentence(r, cases):
+    return (f'Locked patients ({r["films"]:,} {cases} of {r["patients"]:,} patients), fold ensemble of arm {r["arm"]}: '
             f'macro AUC {r["locked"]:.4f} ({_interval_text(r["low"], r["high"])}).')
 
-def _headline(tables, reference):
+def _headline(tables, study):
     "The result in sentences"
-    said, n_labels = _by_name(tables['verdicts']), tables['labels'].label.nunique() - 1
+    said, n_labels, reference = _by_name(tables['verdicts']), tables['labels'].label.nunique() - 1, study.reference
     found = _detectable(tables['power'], tables['ceiling'].findings[0])
     out = [_arm_sentence(r, said, n_labels, found.get(r['arm'], ''), reference) for r in tables['arms'].to_dict('records')]
     held = [r for r in tables['locked'].to_dict('records') if r['positives'] == 'all' and np.isfinite(r.get('locked', np.nan))]
-    return out + [_locked_sentence(r) for r in held]
+    return out + [_locked_sentence(r, _cases(study)) for r in held]
 
 # %% ../nbs/06e_report.ipynb #ff1170a1
 def _parameters(study):
@@ -234,7 +239,8 @@ def _first_screen(study, tables):
     held = _by_name(locked[locked.positives == 'all']) if len(locked) else {}
     rows = [_screen_row(r, said.get(r['arm']), held.get(r['arm']), study.reference) for r in tables['arms'].to_dict('records')]
     films, ceiling = study.films(study.folds), tables['ceiling'].iloc[0]
-    return dict(rows=rows, films=len(films), patients=films.patient.nunique(), labels=len(study.labels), findings=int(ceiling.findings),
+    return dict(rows=rows, cases=_cases(study), films=len(films), patients=films.patient.nunique(), labels=len(study.labels),
+                findings=int(ceiling.findings),
                 seeds=int(tables['arms'].seeds.max()), folds=len(study.folds), ceiling=ceiling.to_dict(),
                 rare=bool(len(said)) and max(v['rare'] for v in said.values()) > 0,
                 columns=dict(locked=any(r['locked'] for r in rows), layer=any(r['layer'] for r in rows), change=bool(said)))
@@ -243,10 +249,10 @@ def _first_screen(study, tables):
 def _data_text(study, tables):
     "What was read and where it went, in sentences"
     both, flow = study.films(study.folds).groupby('patient').fold.nunique(), tables['flow'].set_index('part')
-    def say(part): return f'{flow.films[part]:,} films of {flow.patients[part]:,} patients'
+    def say(part, what='films'): return f'{flow.films[part]:,} {what} of {flow.patients[part]:,} patients'
     locked = [f'in no fold: {say(p)}; ' for p in flow.index if p.startswith('in no fold')][:1]
     text = f'Data: {study.config.get("data", "unknown")}. In the study: {say("all")}; '
-    text += f'{"".join(locked)}evaluated out of fold: {say("evaluated")}. '
+    text += f'{"".join(locked)}evaluated out of fold: {say("evaluated", _cases(study))}. '
     if not (both > 1).any(): return text + 'No patient has films in two folds.'
     return text + (f'{(both > 1).sum()} patients have films in more than one fold: '
                    'figures of films of the same patient are not independent of training.')
@@ -354,7 +360,7 @@ def _page(study, tables, figures, n_boot, margin):
     config = study.folder.settings.name if study.folder.settings.exists() else 'CONFIG.yaml'
     template = Environment(loader=PackageLoader('cxrlg'), autoescape=True, undefined=StrictUndefined).get_template('report.html')
     title = f'{"Study" if study.trained else "Evaluation"} {study.name}{tag}'
-    return template.render(title=title, tag=tag, made_up=study.made_up, notes=study.notes, headline=_headline(tables, study.reference),
+    return template.render(title=title, tag=tag, made_up=study.made_up, notes=study.notes, headline=_headline(tables, study),
                            screen=_first_screen(study, tables), sections=sections, data_text=_data_text(study, tables),
                            shown=_tables_to_show(study, tables, best, audit),
                            audited=audit is not None, figures=figures, locked=locked, power=power, best=best, arms=study.arms,
@@ -381,7 +387,7 @@ def write_tables(
     "Write `results.csv`, `results.json` and `calibration.json` into the study's folder"
     folder = study.folder
     info = dict(study=study.name, data=study.config.get('data'), n_boot=n_boot, margin=margin, notes=study.notes,
-                headline=_headline(tables, study.reference), parameters=_records(_parameters(study)),
+                headline=_headline(tables, study), parameters=_records(_parameters(study)),
                 environment=_records(_environment(study)))
     every = info | {k: _records(t) for k, t in tables.items()}
     scale = {a: t.set_index('label')[['temperature', 'bias']].to_dict('index') for a, t in tables['scale'].groupby('arm', sort=False)}
@@ -421,12 +427,14 @@ def evaluate_study(
     out_dir:str='', # folder of the studies; empty: `runs/` at the repository's root
     n_boot:int=2000, # bootstrap replicates of the intervals
 )->Path: # `report.html`
-    "Evaluate a study in a notebook: write tables, figures and report, and show them"
+    "Evaluate a study, by the unit that it names, in a notebook: write tables, figures and report, and show them"
     from IPython.display import Image, Markdown, display
-    found = read_study(_study_folder(study, out_dir))
+    films = read_study(_study_folder(study, out_dir))
+    found = as_judged(films)
     tables = summarise(found, n_boot)
+    if found is not films: tables['scale'] = fit_calibration(films)
     write_tables(found, tables, n_boot)
-    for line in [*found.notes, *_headline(tables, found.reference)]: print(line)
+    for line in [*found.notes, *_headline(tables, found)]: print(line)
     for name, t in tables.items():
         if len(t): display(Markdown(f'**{name}**'), t.T if name in ('arms', 'frequent', 'verdicts', 'locked', 'power') else t)
     figures = study_figures(found, tables)

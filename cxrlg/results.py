@@ -16,7 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 from scipy.special import expit
 
-from .core import DataError, check_known
+from .core import DataError, check_known, few
 from .eval import ensemble, simulate, tta
 
 # %% ../nbs/06d_results.ipynb #556e0818
@@ -332,6 +332,13 @@ def _unused(study):
     return [f'{a}/seed{s}/fold{f} is finished but left out: not every seed of {a} has this fold' for a, s, f in left]
 
 # %% ../nbs/06d_results.ipynb #08960ed4
+def _other_views(study):
+    "What to say of a study of some views"
+    views, counts = study.config.get('views'), study.folder.flow
+    if not views: return []
+    n = read_file(counts, json_of, 'remove it and run the study again').get('other_views', 0) if counts.exists() else 0
+    return [f'views {few(views)} alone: trained on, and judged; {n:,} films of other or unknown views are left out']
+
 def read_study(
     study_dir, # folder of the study
 )->Study: # what is there
@@ -346,7 +353,7 @@ def read_study(
     _agree(cells)
     first = next(iter(cells.values()))
     study = Study(folder.path, first['labels'], cells, _absent(found, cells, first['config'].get('n_splits', 0)))
-    study.notes += _unused(study)
+    study.notes += _other_views(study) + _unused(study)
     study.notes += _check_locked(cells)
     return study
 

@@ -72,7 +72,7 @@ def expand(
     return [TrainConfig(**single, arm=a, seed=s, fold=f) for a, s, f in itertools.product(arms, seeds, folds)]
 
 # %% ../nbs/07_study.ipynb #76d6eedf
-_FREE = {'arm', 'seed', 'fold', 'data_dir', 'out_dir', 'study', 'on_device', 'device'}
+_FREE = {'arm', 'seed', 'fold', 'data_dir', 'out_dir', 'study', 'on_device', 'device', 'unit'}
 _BY_ARM = {'alpha', 'lam', 'lam_share', 'graph_lr', 'message', 'symmetric', 'threads'}
 
 def _differences(cfg, old, free):
@@ -119,6 +119,12 @@ def _audit(cfg, table, pixels):
     refuse_fatal(problems)
 
 # %% ../nbs/07_study.ipynb #34ca9e71
+def _restate(cfg):
+    "Write the unit to be judged into every fold's `config.json`: it changes nothing that was trained"
+    for folder in cfg.study_folder.found().values():
+        old = read_json(folder.config)
+        if old and old.get('unit', 'film') != cfg.unit: write_json(folder.config, old | dict(unit=cfg.unit), indent=1)
+
 def prepare(
     jobs:list, # TrainConfigs of one study
 ):
@@ -132,7 +138,9 @@ def prepare(
     if not all(map(is_done, jobs)) and first.data != 'phantom': _audit(first, table, pixels)
     load_folds(first, table)
     if first.freeze: trained_part(first, make_model(replace(first, arm='none'), table.attrs['labels']), pixels)
-    write_json(first.study_folder.flow, dict(left_out=int(table.attrs.get('left_out', 0))))
+    counts = [k for k in ('left_out', 'other_views') if k in table.attrs or k == 'left_out']
+    write_json(first.study_folder.flow, {k: int(table.attrs.get(k, 0)) for k in counts})
+    _restate(first)
 
 # %% ../nbs/07_study.ipynb #27f06862
 def _train_all(pending, train, study, total, bar):
@@ -253,7 +261,7 @@ def score_locked(
     return [cfg.folder.locked for cfg in todo]
 
 # %% ../nbs/07_study.ipynb #021793aa
-_JUDGES = ('eval.py', 'calibration.py', 'power.py', 'results.py', 'tables.py', 'report.py', 'templates/report.html')
+_JUDGES = ('eval.py', 'calibration.py', 'power.py', 'results.py', 'tables.py', 'units.py', 'report.py', 'templates/report.html')
 
 def _evaluating_code():
     "The code that evaluates: the program's cells, the rooms it calls and the report's template"
@@ -262,9 +270,10 @@ def _evaluating_code():
     return cells + [(package/name).read_text(encoding='utf-8') for name in _JUDGES]
 
 def _evaluation_key(folder, n_boot):
-    "Identity of an evaluation: finished folds, what they say of the locked patients, left out films, replicates, and code"
+    "Identity of an evaluation: finished folds, what they say of the locked patients, unit, left out films, replicates, and code"
     done = [(f.label, f.done.read_text(), _hash(f.locked)) for f in folder.finished().values()]
-    parts = [done, _hash(folder.flow), n_boot, cxrlg.__version__, _evaluating_code()]
+    units = [read_json(f.config).get('unit', 'film') for f in folder.finished().values()]
+    parts = [done, units, _hash(folder.flow), n_boot, cxrlg.__version__, _evaluating_code()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 # %% ../nbs/07_study.ipynb #903afe0f

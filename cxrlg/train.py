@@ -36,6 +36,7 @@ from .model import CXRNet, predict_logits, save_model
 from .phantom import make_phantom
 from .results import FoldFolder
 from .splits import folds_hash, make_folds, read_folds
+from .units import keep_views, units_of
 
 # %% ../nbs/05_train.ipynb #3342aae8
 def data_root(
@@ -51,12 +52,14 @@ def _read_data(cfg):
     "Draw the phantom, or read a table and cache its films"
     args = {k: v for k, v in cfg.data_args.items() if k != 'findings'}
     if cfg.data == 'phantom':
-        try: return make_phantom(**({'n_patients': 200, 'seed': 42} | args), size=cfg.size)[:2]
+        try: table, pixels, _ = make_phantom(**({'n_patients': 200, 'seed': 42} | args), size=cfg.size)
         except (TypeError, ValueError) as e: raise DataError(f'data_args={cfg.data_args}: {e}') from e
+        kept = keep_views(table, cfg.views)
+        return kept, pixels[table.image.isin(kept.image).to_numpy()]
     root = data_root(cfg)
     cache = {k: v for k, v in args.items() if k in ('mode', 'n_jobs')}
     options = {k: v for k, v in args.items() if k not in cache}
-    table = read_table(cfg.data, root, uncertain=cfg.uncertain, **options)
+    table = keep_views(read_table(cfg.data, root, uncertain=cfg.uncertain, **options), cfg.views)
     return table, PixelCache(table, root, cfg.size, cache_dir=runs_dir(cfg.out_dir)/'cache', **cache)
 
 # %% ../nbs/05_train.ipynb #6728e1c5
@@ -80,11 +83,12 @@ def _with_findings(table, findings):
 
 # %% ../nbs/05_train.ipynb #779af639
 def load_data(
-    cfg:TrainConfig, # parameters; `data`, `data_dir`, `data_args`, `size` and `uncertain` are read
+    cfg:TrainConfig, # parameters; `data`, `data_dir`, `data_args`, `size`, `uncertain`, `views` and `unit` are read
 ) -> tuple: # table, and uint8 pixels [n, size, size]
-    "The table and the pixels that a configuration names; a table with fatal problems is refused"
+    "The table and the pixels that a configuration names; a table with fatal problems, or without the unit to be judged, is refused"
     table, pixels = _read_data(cfg)
     if 'findings' in cfg.data_args: table = _with_findings(table, cfg.data_args['findings'])
+    if cfg.unit != 'film': units_of(table, cfg.unit)
     refuse_fatal(audit(table, progress=False, verbose=False))
     return table, pixels
 

@@ -21,14 +21,19 @@ import psutil
 import pytest
 import torch
 import yaml
+from PIL import Image
+from scipy.special import expit
+from sklearn.metrics import roc_auc_score
 
 from conftest import ROOT
 from cxrlg import commands, study
 from cxrlg.core import DataError
 from cxrlg.phantom import make_phantom
 from cxrlg.programs import _failure
+from cxrlg.results import read_study
 from cxrlg.study import StudyError, expand, read_config, run_study, score_locked
 from cxrlg.config import TrainConfig
+from cxrlg.tables import fit_calibration
 from cxrlg.train import train_fold
 
 TINY = dict(
@@ -143,6 +148,10 @@ def test_a_failing_fold_is_named_and_the_others_go_on(config, tmp_path, monkeypa
         (dict(n_splits=41), '40 patients'),
         (dict(arms=[]), 'arms'),
         (dict(seeds=['x']), 'seed'),
+        (dict(views=['PA', 'L']), "no view 'L'"),
+        (dict(views='PA'), 'a list of the names of views'),
+        (dict(unit='visit'), 'film, study, patient'),
+        (dict(unit='study', group='image'), 'needs group=patient'),
     ],
 )
 def test_refused_before_anything_runs(tmp_path, change, says):
@@ -420,3 +429,86 @@ def test_a_fold_of_an_older_version_is_of_the_same_study(tmp_path):
     with pytest.raises(DataError, match='accum: 1 there, 2 here'): study._check_others(study.replace(cfg, accum=2))
     study._check_others(study.replace(cfg, alpha=.5, lam=1e-3, threads=2))
     with pytest.raises(DataError, match='alpha: 0.3 there, 0.5 here'): study._check_others(study.replace(other, alpha=.5))
+
+
+@pytest.fixture(scope='module')
+def ward(tmp_path_factory):
+    "Phantom films as files: two views of most patients, one film in nine lateral; a CSV with and one without the study"
+    folder = tmp_path_factory.mktemp('ward')
+    table, pixels, _ = make_phantom(n_patients=40, size=32)
+    table['view'] = table.view.where(np.arange(len(table)) % 9 > 0, 'L')
+    table['study'] = (table.study + 1) // 2
+    for image, film in zip(table.image, pixels): Image.fromarray(film).save(folder/image)
+    table.to_csv(folder/'labels.csv', index=False)
+    table.drop(columns='study').to_csv(folder/'no_study.csv', index=False)
+    return folder, table
+
+
+def of_ward(folder, **more):
+    "The configuration of a study of the ward's films"
+    args = dict(study='study', view='view', labels=['Edema', 'Pleural Effusion', 'Support Devices'])
+    return TINY | dict(data='csv', data_dir=str(folder), data_args=args, locked=.2) | more
+
+
+def test_a_study_by_patient_of_frontal_films_end_to_end(ward, tmp_path):
+    folder, table = ward
+    asked = of_ward(folder, study='people', unit='patient', views=['PA', 'AP'])
+    results = run_study(asked, out_dir=str(tmp_path), n_boot=20, bar=False)
+    runs, frontal = tmp_path/'people', table[table.view != 'L']
+    oof = pd.concat([pd.read_parquet(runs/f'none/seed42/fold{k}/oof.parquet') for k in (0, 1)])
+    assert set(oof.view) == {'PA', 'AP'} and len(pd.read_csv(runs/'folds.csv')) == len(frontal)
+    flow = json.loads((runs/'flow.json').read_text())
+    assert flow == dict(left_out=0, other_views=len(table) - len(frontal))
+    config = json.loads((runs/'none/seed42/fold0/config.json').read_text())
+    assert config['unit'] == 'patient' and config['views'] == ['PA', 'AP']
+    report = (runs/'report.html').read_text()
+    said = f'unit patient: {oof.patient.nunique()} cases from {len(oof)} films'
+    assert said in report and f'{oof.patient.nunique()} cases of {oof.patient.nunique()} patients' in report
+    assert f'{flow["other_views"]} films of other or unknown views are left out' in report
+    assert results['mean'][0] == pytest.approx(by_hand(oof), abs=1e-6)
+    assert json.loads((runs/'calibration.json').read_text())['none'] == scale_of_films(runs)
+
+
+def mean_of_views(films, label):
+    p = (expit(films[f'r:{label}']) + expit(films[f'rf:{label}'])) / 2
+    return p.groupby(films.view).mean().mean()
+
+
+def by_hand(oof):
+    "The mean over folds of the macro AUC of patients, by loops"
+    aucs, labels = [], [c[2:] for c in oof if c.startswith('y:')]
+    for _, fold in oof.groupby('fold'):
+        people = list(fold.groupby('patient'))
+        y = np.array([[g[f'y:{l}'].max() for l in labels] for _, g in people])
+        p = np.array([[mean_of_views(g, l) for l in labels] for _, g in people])
+        aucs.append(np.mean([roc_auc_score(y[:, j], p[:, j]) for j in range(len(labels)) if 0 < y[:, j].sum() < len(y)]))
+    return np.mean(aucs)
+
+
+def scale_of_films(runs):
+    scale = fit_calibration(read_study(runs)).set_index('label')
+    return scale[['temperature', 'bias']].to_dict('index')
+
+
+def test_another_unit_trains_nothing_again_and_makes_the_report_anew(ward, tmp_path):
+    folder, _ = ward
+    asked = of_ward(folder, study='units')
+    by_film = run_study(asked, out_dir=str(tmp_path), n_boot=20, bar=False)
+    done = [f.stat().st_mtime_ns for f in tmp_path.rglob('done.json')]
+    by_study = run_study(asked | dict(unit='study'), out_dir=str(tmp_path), n_boot=20, bar=False)
+    assert [f.stat().st_mtime_ns for f in tmp_path.rglob('done.json')] == done and by_film['mean'][0] != by_study['mean'][0]
+    configs = list(tmp_path.rglob('config.json'))
+    assert {json.loads(f.read_text())['unit'] for f in configs} == {'study'}
+    assert yaml.safe_load((tmp_path/'units/study.yaml').read_text())['unit'] == 'study'
+    assert run_study(asked, out_dir=str(tmp_path), n_boot=20, bar=False).equals(by_film)
+    with pytest.raises(DataError, match=r"views: \[\] there, \['PA'\] here"):
+        run_study(asked | dict(views=['PA']), out_dir=str(tmp_path), bar=False)
+
+
+def test_a_table_without_studies_is_refused_before_anything_is_trained(ward, tmp_path):
+    folder, _ = ward
+    asked = of_ward(folder, unit='study')
+    asked['data_args'] = {k: v for k, v in asked['data_args'].items() if k != 'study'} | dict(csv='no_study.csv')
+    with pytest.raises(DataError, match="unit='study': nothing says the study of a film: add a column study") as e:
+        run_study(asked, out_dir=str(tmp_path), bar=False)
+    assert '\n' not in str(e.value) and not list(tmp_path.rglob('*.ipynb')) and not list(tmp_path.rglob('oof.parquet'))

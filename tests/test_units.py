@@ -1,4 +1,6 @@
 "Several films as one case: means by hand, names that stay apart, and everything else of a study unchanged."
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ from cxrlg.core import DataError
 from cxrlg.predictions import read_predictions
 from cxrlg.results import example_study, read_study
 from cxrlg.tables import summarise
-from cxrlg.units import by_unit, case_table, units_of
+from cxrlg.units import as_judged, by_unit, case_table, keep_views, units_of
 
 
 @pytest.fixture(scope='module')
@@ -94,3 +96,36 @@ def test_predictions_by_case_leave_unreadable_films_out_and_name_what_a_list_lac
     with pytest.raises(DataError, match='lacks 1 films that are to be predicted .x/a.png.'): case_table(table, ['A', 'B'], listed[1:])
     with pytest.raises(DataError, match='no film could be read'): case_table(table.assign(A=np.nan), ['A', 'B'], listed)
     with pytest.raises(DataError, match='no column for the patient'): case_table(table, ['A', 'B'], listed.drop(columns='patient'))
+
+
+def with_unit(study, *units):
+    "The study as if its folds named these units, in turn"
+    cells = {k: c | dict(config=c['config'] | dict(unit=units[i % len(units)])) for i, (k, c) in enumerate(study.cells.items())}
+    return replace(study, cells=cells)
+
+
+def test_a_study_is_judged_by_the_unit_that_it_names(study):
+    assert as_judged(study) is study and as_judged(with_unit(study, 'film')).films(study.folds).equals(study.films(study.folds))
+    people, by_hand = as_judged(with_unit(study, 'patient')), by_unit(study, 'patient')
+    grid = people.grid('none')
+    assert (people.probs('none', grid) == by_hand.probs('none', grid)).all() and people.targets(grid[1]).equals(by_hand.targets(grid[1]))
+    assert (people.locked_probs('none', grid) == by_hand.locked_probs('none', grid)).all()
+    assert people.config['unit'] == 'patient' and 'film by film' in people.notes[-1]
+
+
+def test_folds_of_two_units_are_refused(study):
+    two = with_unit(study, 'film', 'patient')
+    with pytest.raises(DataError, match='name the units film, patient: run cxrlg_study again'): as_judged(two)
+
+
+def test_a_study_of_some_views_keeps_saying_so(study):
+    cells = {k: c | dict(config=c['config'] | dict(unit='patient', views=['PA'])) for k, c in study.cells.items()}
+    assert as_judged(replace(study, cells=cells)).config['views'] == ['PA']
+
+
+def test_views_are_kept_in_order_and_counted(films):
+    table = films[0].copy()
+    table.attrs = dict(labels=['Edema'], left_out=2)
+    kept = keep_views(table, ['PA', 'AP'])
+    assert kept.image.tolist() == table.image[table.view.isin(['PA', 'AP'])].tolist() and kept.index.tolist() == list(range(len(kept)))
+    assert kept.attrs == dict(labels=['Edema'], left_out=2, other_views=len(table) - len(kept)) and keep_views(table, []) is table
