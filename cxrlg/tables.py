@@ -302,7 +302,12 @@ def _locked_change(study, reps, arm, use, level, margin):
     both = [reps.locked(x, grid)[..., use] for x in (study.reference, arm)]
     return _judged(study, use, both, margin, reps.unknown('locked', use=use), level)
 
-def _locked(study, reps, margin, level):
+def locked_table(
+    study, # from `read_study`
+    reps:Replicates, # its replicates
+    margin:float, # largest change of macro AUC that does not matter
+    level:float, # confidence level
+)->pd.DataFrame: # a row a set of labels and arm: `locked`, `out_of_fold`, `difference`, `change`, `verdict`
     "The table of the locked patients; empty where they were not scored"
     if not study.has_locked: return pd.DataFrame()
     parts, films = [], study.films('locked')
@@ -315,17 +320,6 @@ def _locked(study, reps, margin, level):
     return out[front + [c for c in out if c not in front]]
 
 # %% ../nbs/06da_tables.ipynb #7be3a915
-def locked_table(
-    study, # a `Study`, or its folder
-    n_boot:int=2000, # bootstrap replicates
-    margin:float=0.005, # largest change of macro AUC that does not matter
-    level:float=0.95, # confidence level
-    seed:int=0, # random seed of the bootstrap
-)->pd.DataFrame: # a row a set of labels and arm: `locked`, `out_of_fold`, `difference`, `change`, `verdict`; empty where nobody was locked
-    "The fold ensembles on the locked patients, beside the out-of-fold figures, and compared with `none`"
-    study = as_study(study)
-    return _locked(study, Replicates(study, n_boot, seed), margin, level)
-
 def _locked_labels(study, reps, level):
     "Each label on the locked patients, by arm"
     if not study.has_locked: return pd.DataFrame()
@@ -339,7 +333,11 @@ def _locked_labels(study, reps, level):
     return _tagged(tables)
 
 # %% ../nbs/06da_tables.ipynb #de6dce2f
-def _power(study, reps, margin):
+def power_table(
+    study, # from `read_study`
+    reps:Replicates, # its replicates
+    margin:float, # largest change of macro AUC that does not matter
+)->pd.DataFrame: # a row a set of labels and arm: `se`, `detectable`, `margin_shown` (80 % power), `patients_for_...`, `power_equivalence`
     "Precision and power of each comparison with `none`; empty without one"
     rows = []
     for (name, use), (arm, grid) in [(s, c) for s in _label_sets(study).items() for c in _compared(study).items()]:
@@ -351,16 +349,6 @@ def _power(study, reps, margin):
                          power_equivalence=power(e, 0, margin=margin), patients_for_equivalence=patients_needed(e, 0, margin=margin),
                          margin_shown=minimum_detectable_effect(e, equivalence=True)))
     return pd.DataFrame(rows)
-
-def power_table(
-    study, # a `Study`, or its folder
-    n_boot:int=2000, # bootstrap replicates
-    margin:float=0.005, # largest change of macro AUC that does not matter
-    seed:int=0, # random seed of the bootstrap
-)->pd.DataFrame: # a row a set of labels and arm: `se`, `detectable`, `margin_shown` (80 % power), `patients_for_...`, `power_equivalence`
-    "How large a change against `none` a study of this design finds, and how many patients smaller ones need"
-    study = as_study(study)
-    return _power(study, Replicates(study, n_boot, seed), margin)
 
 # %% ../nbs/06da_tables.ipynb #6c1d0e12
 def _possible(study, reps, arms, frequent, labels, level, margin, seed):
@@ -427,7 +415,7 @@ def summarise(
     say('scale')
     scale = fit_calibration(study)
     say('arms')
-    arms, labels, locked = _arms(study, reps, level, margin), _labels(study, reps, level), _locked(study, reps, margin, level)
+    arms, labels, locked = _arms(study, reps, level, margin), _labels(study, reps, level), locked_table(study, reps, margin, level)
     if len(locked):
         held = locked[locked.positives == 'all'].set_index('arm')[['locked', 'low', 'high']]
         arms = arms.join(held.rename(columns=dict(low='locked_low', high='locked_high')), on='arm')
@@ -440,7 +428,7 @@ def summarise(
     tables = dict(arms=arms, frequent=frequent, **possible, labels=labels,
                   changes=_tagged({a: t.drop(columns=['a', 'b']) for a, t in pairs['auc'].items()}), delong=_delong(study, level),
                   metrics=_metrics(study, reps, pairs), locked=locked, locked_labels=_locked_labels(study, reps, level),
-                  locked_calibration=_locked_calibration(study, scale, n_boot, seed), power=_power(study, reps, margin),
+                  locked_calibration=_locked_calibration(study, scale, n_boot, seed), power=power_table(study, reps, margin),
                   flow=_flow(study, folds), prevalence=_prevalence(study, folds), couplings=_couplings(study), scale=scale)
     reps.kept.clear()
     return tables | _details(study, best_arm(arms), n_boot, seed, say)
