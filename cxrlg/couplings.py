@@ -13,225 +13,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from threadpoolctl import threadpool_limits
 
+from .convex import Problem, Solver, Tied, complete_rows, form_rows, messages
 from .core import DataError
 from .graph import LabelGraph, label_names
-
-# %% ../nbs/04a_coupling_fits.ipynb #f477b4f5
-def _sigmoid(z):
-    e = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1., e) / (1 + e)
-
-def _messages(z, alpha, message):
-    if isinstance(message, np.ndarray):
-        if message.shape != z.shape or not np.isfinite(message).all():
-            raise DataError(f'messages have shape {message.shape} for logits of shape {z.shape}: give a finite number for each')
-        return alpha * message
-    if message not in ('prob', 'logit'): raise DataError(f"message={message!r}: use 'prob' or 'logit'")
-    return alpha * (_sigmoid(z) if message == 'prob' else z)
-
-def _rows(form, kept):
-    "The form, with given messages cut to some rows"
-    given = isinstance(form.get('message'), np.ndarray)
-    return form | {'message': form['message'][kept]} if given else form
-
-def complete_rows(
-    logits, # [n, L]
-    targets, # [n, L]: 1, 0 or NaN unknown
-) -> tuple: # float64 logits within 30 of zero, targets, and the mask [n] of the rows kept
-    "Logits and targets without the rows whose logits are NaN"
-    z, y = (np.asarray(o, dtype=np.float64) for o in (logits, targets))
-    if z.ndim != 2 or z.shape != y.shape:
-        raise DataError(f'logits have shape {z.shape} and targets {y.shape}: give two [n, L] arrays of one shape')
-    if not np.isin(y[~np.isnan(y)], (0, 1)).all():
-        raise DataError('targets hold values other than 0, 1 and NaN: map them first')
-    kept = ~np.isnan(z).any(1)
-    if not kept.any(): raise DataError(f'each of the {len(z)} rows has a NaN logit: nothing to fit')
-    return np.clip(z[kept], -30, 30), y[kept], kept
-
-# %% ../nbs/04a_coupling_fits.ipynb #2d8ff5ca
-class _Problem:
-    "Offset logistic loss of all fitted labels, as a function of B: one row a label, columns = messages, bias, scale"
-    def __init__(self, z, y, alpha, message, bias, scale, min_positives, total=None):
-        self.alpha, self.bias, self.scale, self.L = alpha, bias, scale, z.shape[1]
-        self.message = 'given' if isinstance(message, np.ndarray) else message
-        known = ~np.isnan(y)
-        self.total, positives, n = total or max(known.sum(), 1), np.nansum(y, 0), known.sum(0)
-        self.fitted = np.flatnonzero(np.minimum(positives, n - positives) >= max(min_positives, 1))
-        M = _messages(z, alpha, message)
-        self.centre = M.mean(0) if bias else np.zeros(self.L)
-        self.X = np.hstack([M - self.centre, np.ones((len(z), int(bias)))])
-        self.z, self.y = z[:, self.fitted], np.where(known, y, 0.)[:, self.fitted]
-        self.known = None if known.all() else known[:, self.fitted].astype(float)
-        self.K = self.X.shape[1] + scale
-        self.penalty = (np.arange(self.K) < self.L).astype(float)
-        self.free = ~((np.arange(self.K)[None] == self.fitted[:, None]) & (self.penalty > 0))
-        self.pairs = np.triu_indices(self.X.shape[1])
-        self.rows = max(64, 150_000 // len(self.pairs[0]))
-
-    def start(self): return np.zeros((len(self.fitted), self.K))
-
-    def predictor(self, B, cols, rows=slice(None)):
-        k = self.X.shape[1]
-        eta = self.z[rows][:, cols] + self.X[rows] @ B[:, :k].T
-        return eta + self.z[rows][:, cols] * B[:, k] if self.scale else eta
-
-    def evaluate(self, B, cols):
-        "Loss [c], gradient [c, K] and Hessian [c, K, K] of the labels `cols`, at their rows of B"
-        k, c = self.X.shape[1], len(B)
-        f, g = np.zeros(c), np.zeros_like(B)
-        h, hs = np.zeros((c, len(self.pairs[0]))), np.zeros((c, k + 1))
-        for at in range(0, len(self.z), self.rows):
-            rows = slice(at, at + self.rows)
-            X, z, y = self.X[rows], self.z[rows][:, cols], self.y[rows][:, cols]
-            eta = self.predictor(B, cols, rows)
-            e = np.exp(-np.abs(eta))
-            p = np.where(eta >= 0, 1., e) / (1 + e)
-            loss = np.maximum(eta, 0) + np.log1p(e) - y * eta
-            r, w = p - y, p * (1 - p)
-            if self.known is not None: r, w, loss = (o * self.known[rows][:, cols] for o in (r, w, loss))
-            f += loss.sum(0)
-            g[:, :k] += r.T @ X
-            h += w.T @ self._products(X)
-            if self.scale:
-                g[:, k] += (r * z).sum(0)
-                hs += np.hstack([(w * z).T @ X, (w * z * z).sum(0)[:, None]])
-        return f / self.total, g / self.total, self._square(h, hs) / self.total
-
-# %% ../nbs/04a_coupling_fits.ipynb #08be5d94
-@patch
-def _products(self:_Problem, X):
-    "Products of all pairs of columns [rows, pairs], in the order of `np.triu_indices`"
-    T, out, at = np.ascontiguousarray(X.T), np.empty((len(self.pairs[0]), len(X))), 0
-    for i in range(len(T)):
-        np.multiply(T[i], T[i:], out=out[at:at + len(T) - i])
-        at += len(T) - i
-    return out.T
-
-@patch
-def _square(self:_Problem, h, hs):
-    k = self.X.shape[1]
-    H = np.zeros((len(h), self.K, self.K))
-    H[:, self.pairs[0], self.pairs[1]] = h
-    H[:, self.pairs[1], self.pairs[0]] = h
-    if self.scale: H[:, k, :], H[:, :, k] = hs, hs
-    return H
-
-@patch
-def unpack(self:_Problem, B):
-    "A [L, L], bias [L] and scale [L] in the user's coordinates"
-    A, b, s = np.zeros((self.L, self.L)), np.zeros(self.L), np.ones(self.L)
-    A[:, self.fitted] = B[:, :self.L].T
-    if self.bias: b[self.fitted] = B[:, self.L] - B[:, :self.L] @ self.centre
-    if self.scale: s[self.fitted] += B[:, -1]
-    return A, b, s
-
-# %% ../nbs/04a_coupling_fits.ipynb #d6dd8139
-class _Tied(_Problem):
-    "The same problem with one value for both directions of a pair of labels, as one row of unknowns"
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.L > 60: raise DataError(f'{self.L} labels: a symmetric fit takes 60 at most')
-        at = {int(j): row for row, j in enumerate(self.fitted)}
-        both = [((i, j), (j, i)) for i in range(self.L) for j in range(i) if i in at or j in at]
-        pairs = [[(at[receiver], sender) for sender, receiver in ways if receiver in at] for ways in both]
-        alone = [[(row, k)] for row in range(len(at)) for k in range(self.L, self.K)]
-        self.T = np.zeros((len(at), self.K, len(pairs) + len(alone)))
-        for column, entries in enumerate(pairs + alone):
-            for row, k in entries: self.T[row, k, column] = 1
-        self.penalty = np.array([len(o) for o in pairs] + [0] * len(alone), dtype=float)
-        self.free = np.ones((1, len(self.penalty)), dtype=bool)
-
-    def start(self): return np.zeros((1, self.T.shape[2]))
-
-    def evaluate(self, theta, cols):
-        "Loss [1], gradient [1, P] and Hessian [1, P, P] of all labels together"
-        f, g, H = super().evaluate(self.T @ theta[0], np.arange(len(self.T)))
-        square = np.zeros((1, len(self.penalty), len(self.penalty)))
-        for T, h in zip(self.T, H): square[0] += T.T @ h @ T
-        return f.sum()[None], np.einsum('jkp,jk->p', self.T, g)[None], square
-
-    def unpack(self, theta): return super().unpack(self.T @ theta[0])
-
-# %% ../nbs/04a_coupling_fits.ipynb #4d972379
-def _kkt(B, g, t, free):
-    "Largest violation of the optimality conditions of each label; `t` the penalty of each column"
-    v = np.where(B != 0, np.abs(g + t * np.sign(B)), np.maximum(np.abs(g) - t, 0))
-    return (v * free).max(1, initial=0)
-
-def _sign_search(u, g, H, free, t, tol):
-    "Minimise one label's quadratic model around u plus the penalty: active set, best sign change, worst violator"
-    u, c, diag = u.copy(), g - H @ u, H.diagonal()
-    live = free & (diag > 1e-12 * diag.max(initial=1e-300))
-    sign = np.where(t > 0, np.sign(u), 0)
-    active = live & ((u != 0) | (t == 0))
-    for _ in range(20 * len(u)):
-        a = np.flatnonzero(active)
-        old, part, q = u[a], H[np.ix_(a, a)], c[a] + t[a] * sign[a]
-        new = np.linalg.solve(part + np.diag(1e-13 * np.diag(part)), -q) if len(a) else old
-        crossed = sign[a] * new < 0
-        u[a] = _best_crossing(old, new, part, c[a], t[a], crossed) if crossed.any() else new
-        sign, active = np.where(t > 0, np.sign(u), 0), live & ((u != 0) | (t == 0))
-        if crossed.any() and not np.array_equal(u[a], old): continue
-        grad = c + H @ u
-        excess = np.where(live & ~active, np.abs(grad) - t, 0)
-        if excess.max(initial=0) <= tol: break
-        worst = int(excess.argmax())
-        active[worst], sign[worst] = True, -np.sign(grad[worst])
-    return u
-
-def _best_crossing(old, new, H, c, t, crossed):
-    "The best of the points between old and new at which a coordinate that changes sign is zero, and of new itself"
-    d = new - old
-    share = np.where(crossed & (old != 0), -old / np.where(d == 0, 1, d), 1.)
-    points = [np.where(share == x, 0, old + x * d) if x < 1 else new for x in np.unique(np.r_[share, 1.])]
-    return min(points, key=lambda v: c @ v + v @ H @ v / 2 + t @ np.abs(v))
-
-def _quadratic(B, g, H, t, free, tol):
-    "Minimise the quadratic model around B plus the penalty, label by label"
-    return np.array([_sign_search(*o, t, tol) for o in zip(B, g, H, free)]).reshape(B.shape)
-
-# %% ../nbs/04a_coupling_fits.ipynb #9ea3a133
-class _Solver:
-    "Proximal Newton with backtracking; keeps the point, its loss, gradient and Hessian between penalties"
-    def __init__(self, problem, tol=1e-6, max_iter=100):
-        self.p, self.max_iter, self.B = problem, max_iter, problem.start()
-        self.f, self.g, self.H = problem.evaluate(self.B, np.arange(len(self.B)))
-        self.tol = 1e-12
-        self.solve(np.inf)
-        self.lam_max = self._largest()
-        self.tol = max(tol * self.lam_max, 1e-14)
-
-    def _largest(self):
-        held = self.p.penalty > 0
-        return float((np.abs(self.g * self.p.free)[:, held] / self.p.penalty[held]).max(initial=0))
-
-    def solve(self, lam):
-        "Move to the optimum at `lam` from wherever the last call ended; the residual of each label"
-        t = self.p.penalty * min(lam, 1e300)
-        for _ in range(self.max_iter):
-            kkt = _kkt(self.B, self.g, t, self.p.free)
-            todo = np.flatnonzero(kkt > self.tol)
-            if not len(todo): break
-            self._step(todo, t)
-        return _kkt(self.B, self.g, t, self.p.free)
-
-    def _cost(self, f, B, t): return f + (np.abs(B) * t).sum(1)
-
-    def _step(self, todo, t):
-        B, free = self.B[todo], self.p.free[todo]
-        U = _quadratic(B, self.g[todo], self.H[todo], t, free, self.tol / 10)
-        D, old, length = U - B, self._cost(self.f[todo], B, t), np.ones(len(todo))
-        gain = (self.g[todo] * D).sum(1) + (np.abs(U) * t).sum(1) - (np.abs(B) * t).sum(1)
-        for halving in range(30):
-            new = np.where((length == 1)[:, None], U, B + length[:, None] * D)
-            f, g, H = self.p.evaluate(new, todo)
-            bad = ~(self._cost(f, new, t) <= old + 1e-4 * length * gain + 1e-13 * np.abs(old))
-            if not bad.any(): break
-            length = np.where(bad, length / (2 if halving < 4 else 8), length)
-        self.B[todo], self.f[todo], self.g[todo], self.H[todo] = new, f, g, H
 
 # %% ../nbs/04a_coupling_fits.ipynb #3f351899
 @dataclass
@@ -264,7 +50,7 @@ class CouplingFit:
         z = np.asarray(logits, dtype=np.float64)
         if self.message == 'given':
             raise DataError('these couplings were fitted to given messages: logits alone do not refine')
-        return z * self.scale + self.bias + _messages(np.clip(z, -30, 30), self.alpha, self.message) @ self.A
+        return z * self.scale + self.bias + messages(np.clip(z, -30, 30), self.alpha, self.message) @ self.A
 
     def graph(self) -> LabelGraph: # the couplings as a layer, without bias and scale
         g = LabelGraph(len(self.A), self.alpha, self.message)
@@ -274,8 +60,8 @@ class CouplingFit:
 # %% ../nbs/04a_coupling_fits.ipynb #cfd5fd05
 def _start(logits, targets, tol, symmetric, **form):
     z, y, kept = complete_rows(logits, targets)
-    problem = _Tied if symmetric else _Problem
-    return _Solver(problem(z, y, **_rows(form, kept)), tol)
+    problem = Tied if symmetric else Problem
+    return Solver(problem(z, y, **form_rows(form, kept)), tol)
 
 def _fit_at(solver, lam, labels):
     kkt, p = solver.solve(lam).max(initial=0), solver.p
@@ -362,15 +148,15 @@ def cv_couplings(
 ) -> pd.DataFrame: # lam, loss (held out, mean over elements), its se, se_change from the best; attrs: the penalty of each rule, lam_max
     "Held-out loss along the path of penalties, over folds of patients"
     form = dict(alpha=alpha, message=message, bias=bias, scale=scale, min_positives=min_positives)
-    problem = _Tied if symmetric else _Problem
+    problem = Tied if symmetric else Problem
     z, y, kept = complete_rows(logits, targets)
     codes, fold = patient_folds(groups, kept, n_splits, seed)
     with threadpool_limits(1):
-        form = _rows(form, kept)
-        full = _Solver(problem(z, y, **form))
-        M, cols = _messages(z, alpha, form['message']), full.p.fitted
+        form = form_rows(form, kept)
+        full = Solver(problem(z, y, **form))
+        M, cols = messages(z, alpha, form['message']), full.p.fitted
         parts = [fold != k for k in range(n_splits)]
-        solvers = [_Solver(problem(z[p], y[p], **_rows(form, p)), tol=1e-4) for p in parts]
+        solvers = [Solver(problem(z[p], y[p], **form_rows(form, p)), tol=1e-4) for p in parts]
         lams = full.lam_max * np.geomspace(1, min_ratio, n_lams)
         losses = _losses_along(lams, solvers, fold, (z, y, M), cols, patience)
     known = np.count_nonzero(~np.isnan(y[:, cols]), axis=1)

@@ -7,10 +7,7 @@ __all__ = ['CHEXPERT', 'NIH', 'FILM_SUFFIXES', 'register_reader', 'with_labels']
 
 # %% ../nbs/00d_readers.ipynb #00d00003
 import ast
-import csv
 import tarfile
-import threading
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,9 +15,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
-from pandas.io.common import get_handle
 
 from .core import META, DataError, check_findings, did_you_mean, few, film_key, printable
+from .label_files import check_columns, csv_problem, read_csv, years
 
 # %% ../nbs/00d_readers.ipynb #00d00006
 CHEXPERT = ['No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation',
@@ -37,121 +34,6 @@ def film_stem(
     name = film_key(image).rpartition('/')[2]
     stem, dot, suffix = name.rpartition('.')
     return stem if dot and f'.{suffix.lower()}' in FILM_SUFFIXES else name
-
-# %% ../nbs/00d_readers.ipynb #00d00009
-_BLANK = ['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN', '<NA>', 'N/A', 'NA', 'NULL', 'NaN',
-          'None', 'n/a', 'nan', 'null']
-_CSV_ERRORS = (UnicodeError, ValueError, csv.Error, pd.errors.ParserWarning, OSError, EOFError, zipfile.BadZipFile, zlib.error)
-
-def _csv_rows(path):
-    "The rows of a CSV file as lists of cells, with the line where each ends; empty lines are left out"
-    with get_handle(path, 'r', encoding='utf-8-sig', compression='infer') as opened:
-        rows = csv.reader(opened.handle)
-        for cells in rows:
-            if cells: yield rows.line_num, cells
-
-def _header(path):
-    "The names of the columns, as they stand there"
-    return next((cells for _, cells in _csv_rows(path)), [])
-
-def _csv_problem(path, e):
-    "What keeps a file from being read"
-    if isinstance(e, UnicodeDecodeError): return f'is not UTF-8 (byte {e.start}): save it with UTF-8 encoding'
-    if isinstance(e, pd.errors.EmptyDataError): return 'is empty: copy or download it again'
-    broken = pd.errors.ParserError, pd.errors.ParserWarning, csv.Error
-    if isinstance(e, broken): return f'has a broken row{_broken(path)}: mend or remove it'
-    if isinstance(e, OSError) and e.strerror: return f'cannot be read ({e.strerror}): copy or download it again'
-    return f'cannot be read ({printable(e) or type(e).__name__}): copy or download it again'
-
-def _broken(path):
-    "Where the first row is that has more cells than the header, or a quotation mark that nothing closes"
-    width, start, end = len(_header(path)), 1, 0
-    try:
-        for line, cells in _csv_rows(path):
-            if len(cells) > width: return f' (line {line}: {len(cells)} cells under a header of {width})'
-            start, end = end + 1, line
-    except csv.Error: return f' (line {end + 1})'
-    return f' (line {start}: a quotation mark is opened there and never closed)'
-
-def _title_rows(path, columns):
-    "Advice where the header stands below a title"
-    for n, (line, cells) in zip(range(30), _csv_rows(path)):
-        if n and set(columns) <= {c.strip() for c in cells}: return f': its header is in line {line}; remove what stands above it'
-    return ''
-
-def check_columns(
-    names, # names of the columns there are, in order
-    columns, # names of those that are needed
-    path, # what holds them, for the message
-):
-    "Refuse a table that lacks columns, or has one of them twice"
-    names = [str(c).strip() for c in names]
-    twice = [c for c in columns if names.count(c) > 1]
-    if twice: raise DataError(f'{path}: the column {twice[0]!r} is there twice: remove or rename one')
-    missing = [c for c in columns if c not in names]
-    if not missing: return
-    if any(';' in c or '\t' in c for c in names):
-        raise DataError(f'{path} is not separated by commas: save it as comma-separated CSV')
-    title = _title_rows(path, columns) if isinstance(path, Path) else ''
-    raise DataError(f'{path}: no column {few(map(repr, missing))}{title or "; " + did_you_mean(missing[0], names)}')
-
-# %% ../nbs/00d_readers.ipynb #00d0000b
-_filters = threading.Lock()
-
-def _above(path):
-    "Advice where the file lies one folder above the one it was looked for in"
-    above = path.parent.parent / path.name
-    return f'; there is one in {above.parent}: give its full path, csv: {above}' if above.is_file() else ''
-
-def _refuse_cut_off(path, width):
-    "Refuse a file whose last row, and no other, is short"
-    cells = [len(cells) for _, cells in _csv_rows(path)]
-    if cells[-1] < width and min(cells[:-1]) >= width:
-        raise DataError(f'{path} ends in the middle of a row (its last row has {cells[-1]} cells under a header of {width}): '
-                        'copy or download it again, or complete the row')
-
-def _parse(path, names, ids, text):
-    "The file as pandas reads it, ids as they are written"
-    kind = {raw: str for raw in names if raw.strip() in {*ids, *text}}
-    blank = {raw: _BLANK for raw in names if raw.strip() not in ids}
-    with _filters, warnings.catch_warnings(): # filters belong to the process, not to a thread
-        warnings.simplefilter('error', pd.errors.ParserWarning)
-        how = dict(encoding='utf-8-sig', low_memory=False, index_col=False, keep_default_na=False)
-        return pd.read_csv(path, dtype=kind, na_values=blank, **how)
-
-def read_csv(
-    path:Path, # the file; `.gz`, `.zip` and so on are understood
-    needed=(), # columns that have to be there
-    ids=(), # columns of names and ids: text as it is written, blank where nothing is
-    text=(), # other columns of text, where `NA` and the like are blank
-) -> pd.DataFrame: # its rows; names of columns without blanks at their ends
-    "A CSV file, or one line that says why not"
-    path = Path(path)
-    try:
-        names = _header(path)
-        if names: check_columns(names, needed, path)
-        df = _parse(path, names, ids, text)
-        if len(df) and (pd.isna(df.iat[-1, -1]) or df.iat[-1, -1] == ''): _refuse_cut_off(path, len(names))
-    except DataError: raise
-    except FileNotFoundError: raise DataError(f'there is no file {path}{_above(path)}') from None
-    except _CSV_ERRORS as e: raise DataError(f'{path} {_csv_problem(path, e)}') from None
-    if not len(df): raise DataError(f'{path} has a header and no rows')
-    first = {raw: raw.strip() for raw in reversed(names) if raw.strip()}
-    df = df.rename(columns=first)
-    for c in {*ids} & {*df}: df[c] = df[c].str.strip().where(lambda o: o != '')
-    return df
-
-# %% ../nbs/00d_readers.ipynb #00d0000e
-def years(
-    age, # ages as numbers or text
-) -> pd.Series: # float32, in years; NaN where nothing is said
-    "Ages in years: 58, '058Y', '011M' and '003D' are all met"
-    if pd.api.types.is_numeric_dtype(age): return pd.Series(age.to_numpy('float32', na_value=np.nan), age.index, name=age.name)
-    said = age.astype(object).where(age.notna(), '').astype(str).str.strip()
-    s = said.str.extract(r'^\s*0*(-?\d+(?:\.\d+)?)\s*([YMWDymwd]?)')
-    lost = said[s[0].isna() & (said != '')]
-    if len(lost): warnings.warn(f'{len(lost):,} ages cannot be read as years ({few(lost.unique(), 3)}): they are unknown')
-    return (pd.to_numeric(s[0]) / s[1].str.upper().map({'M': 12., 'W': 52.18, 'D': 365.25}).fillna(1.)).astype('float32').rename(age.name)
 
 # %% ../nbs/00d_readers.ipynb #00d00011
 READERS = {}
@@ -233,7 +115,7 @@ def _one_hot(names, labels, path, also=()):
 def _read_list(path):
     "The names in a text file, one a line"
     try: return [o.strip() for o in path.read_text(encoding='utf-8-sig').splitlines() if o.strip()]
-    except (OSError, UnicodeDecodeError) as e: raise DataError(f'{path} {_csv_problem(path, e)}') from None
+    except (OSError, UnicodeDecodeError) as e: raise DataError(f'{path} {csv_problem(path, e)}') from None
 
 def _official(root, images):
     "NIH's official lists as a column, by stem: `train`, `test`, or missing; and which list names none of the films"

@@ -15,9 +15,10 @@ from .calibration import (age_bands, calibration, calibration_line, cross_calibr
                                subgroups)
 from .core import DataError, clip_logit
 from .decisions import decision_curves, group_gaps
-from .eval import (METRICS, at_an_end, bootstrap, class_counts, delong, ensemble, film_log_loss, holm, known_mean,
-                        label_statistics, macro_auc, no_auc, paired_changes, percentile_interval, scores, single_patient)
+from .eval import (METRICS, at_an_end, class_counts, delong, ensemble, film_log_loss, holm, known_mean, label_statistics, macro_auc,
+                        no_auc, paired_changes, percentile_interval, scores)
 from .power import error_parts, minimum_detectable_effect, patients_needed, power
+from .replicates import Replicates, headline_interval
 from .results import as_study, json_of, read_file
 from .verdicts import NO_COUPLING, ceiling_table, judged_change, seed_changes, verdict_table
 
@@ -54,50 +55,9 @@ def counted_up(
     change = np.asarray(change)
     return f'{int((change > 1e-5).sum())} of {change.size}'
 
-# %% ../nbs/06da_tables.ipynb #551b03b2
-class _Replicates:
-    "Bootstrap replicates of a study's arms, drawn once each; `use` picks labels by position"
-    def __init__(self, study, n_boot, seed): self.study, self.n_boot, self.seed, self.kept = study, n_boot, seed, {}
-
-    def _kept(self, key, draw):
-        if key not in self.kept: self.kept[key] = draw()
-        return self.kept[key]
-
-    def oof(self, arm, grid, kind='tta', metric='auc', by_fold=True, n=None):
-        "Replicates [1 + n, S, K, L] on the out-of-fold films; all arms that have the cells are drawn together"
-        n, study = self.n_boot if n is None else n, self.study
-        if (arm, grid, kind, metric, by_fold, n) not in self.kept:
-            arms = [arm] if not n else [a for a in study.arms if all((a, s, f) in study.cells for s in grid[0] for f in grid[1])]
-            films, folds = study.films(grid[1]), None
-            if by_fold: folds = films.fold
-            y, p = study.targets(grid[1]), np.concatenate([study.probs(a, grid, kind) for a in arms])
-            found = bootstrap(y, p, films.patient, folds, metric, n, self.seed, study.labels)
-            parts = np.split(found, len(arms), axis=1)
-            self.kept |= {(a, grid, kind, metric, by_fold, n): part for a, part in zip(arms, parts)}
-        return self.kept[arm, grid, kind, metric, by_fold, n]
-
-    def locked(self, arm, grid):
-        "Replicates [1 + n_boot, S, 1, L] of the fold ensembles on the locked patients, drawn independently of the out-of-fold ones"
-        study = self.study
-        def draw():
-            y, p, patients = study.targets('locked'), study.locked_probs(arm, grid), study.films('locked').patient
-            return bootstrap(y, p, patients, n_boot=self.n_boot, seed=[self.seed, 1], labels=study.labels)
-        return self._kept((arm, grid), draw)
-
-    def unknown(self, folds, metric='auc', use=slice(None)):
-        "[len(use) + 1] labels, and the macro over them, of which only one patient is in a class"
-        def count(): return single_patient(self.study.targets(folds), self.study.films(folds).patient, metric)[:-1]
-        one = self._kept(('one patient', folds, metric), count)[use]
-        return np.append(one, len(one) > 0 and one.all())
-
-def _headline_interval(x, level, unknown):
-    "Interval of the macro, the last column of statistics [1 + B, C]"
-    low, high = percentile_interval(x[1:, -1:], level, at_an_end(x[:, -1:]) | unknown[-1:])
-    return low.item(), high.item()
-
+# %% ../nbs/06da_tables.ipynb #241f2a78
 def _spread(x): return x.std(ddof=1) if len(x) > 1 else np.nan
 
-# %% ../nbs/06da_tables.ipynb #241f2a78
 def _layer(study, arm, own):
     "What a graph does at prediction: nothing where no coupling is left in any fold and seed"
     A = couplings_of(study, arm)
@@ -109,7 +69,7 @@ def _arm_row(study, reps, arm, level, use):
     by_fold, pooled = (reps.oof(arm, grid, by_fold=f)[..., use] for f in (True, False))
     macro, unknown = known_mean(by_fold[0], 2), reps.unknown(folds, use=use)
     mean, pool = label_statistics(by_fold), label_statistics(pooled)
-    (low, high), (pooled_low, pooled_high) = (_headline_interval(x, level, unknown) for x in (mean, pool))
+    (low, high), (pooled_low, pooled_high) = (headline_interval(x, level, unknown) for x in (mean, pool))
     graph = any(study.cells[arm, s, f]['couplings'] is not None for s in seeds for f in folds)
     def once(kind): return label_statistics(reps.oof(arm, grid, kind, n=0)[..., use])[0, -1] if kind in study.kinds else np.nan
     before = once('before') if graph else np.nan
@@ -323,8 +283,8 @@ def _locked_row(study, reps, arm, use, level):
     held = reps.locked(arm, grid)[..., use]
     lock, oof = label_statistics(held), label_statistics(reps.oof(arm, grid)[..., use])
     one_locked, one_oof = reps.unknown('locked', use=use), reps.unknown(folds, use=use)
-    low, high = _headline_interval(lock, level, one_locked)
-    oof_low, oof_high = _headline_interval(oof, level, one_oof)
+    low, high = headline_interval(lock, level, one_locked)
+    oof_low, oof_high = headline_interval(oof, level, one_oof)
     stuck = at_an_end(lock[:, -1:]) | at_an_end(oof[:, -1:]) | one_locked[-1] | one_oof[-1]
     less_low, less_high = (v.item() for v in percentile_interval((lock - oof)[1:, -1:], level, stuck))
     every = macro_auc(study.targets('locked'), ensemble(study.locked_probs(arm, grid))).auc.iloc[use].mean()
@@ -342,7 +302,12 @@ def _locked_change(study, reps, arm, use, level, margin):
     both = [reps.locked(x, grid)[..., use] for x in (study.reference, arm)]
     return _judged(study, use, both, margin, reps.unknown('locked', use=use), level)
 
-def _locked(study, reps, margin, level):
+def locked_table(
+    study, # from `read_study`
+    reps:Replicates, # its replicates
+    margin:float, # largest change of macro AUC that does not matter
+    level:float, # confidence level
+)->pd.DataFrame: # a row a set of labels and arm: `locked`, `out_of_fold`, `difference`, `change`, `verdict`
     "The table of the locked patients; empty where they were not scored"
     if not study.has_locked: return pd.DataFrame()
     parts, films = [], study.films('locked')
@@ -355,17 +320,6 @@ def _locked(study, reps, margin, level):
     return out[front + [c for c in out if c not in front]]
 
 # %% ../nbs/06da_tables.ipynb #7be3a915
-def locked_table(
-    study, # a `Study`, or its folder
-    n_boot:int=2000, # bootstrap replicates
-    margin:float=0.005, # largest change of macro AUC that does not matter
-    level:float=0.95, # confidence level
-    seed:int=0, # random seed of the bootstrap
-)->pd.DataFrame: # a row a set of labels and arm: `locked`, `out_of_fold`, `difference`, `change`, `verdict`; empty where nobody was locked
-    "The fold ensembles on the locked patients, beside the out-of-fold figures, and compared with `none`"
-    study = as_study(study)
-    return _locked(study, _Replicates(study, n_boot, seed), margin, level)
-
 def _locked_labels(study, reps, level):
     "Each label on the locked patients, by arm"
     if not study.has_locked: return pd.DataFrame()
@@ -379,7 +333,11 @@ def _locked_labels(study, reps, level):
     return _tagged(tables)
 
 # %% ../nbs/06da_tables.ipynb #de6dce2f
-def _power(study, reps, margin):
+def power_table(
+    study, # from `read_study`
+    reps:Replicates, # its replicates
+    margin:float, # largest change of macro AUC that does not matter
+)->pd.DataFrame: # a row a set of labels and arm: `se`, `detectable`, `margin_shown` (80 % power), `patients_for_...`, `power_equivalence`
     "Precision and power of each comparison with `none`; empty without one"
     rows = []
     for (name, use), (arm, grid) in [(s, c) for s in _label_sets(study).items() for c in _compared(study).items()]:
@@ -391,16 +349,6 @@ def _power(study, reps, margin):
                          power_equivalence=power(e, 0, margin=margin), patients_for_equivalence=patients_needed(e, 0, margin=margin),
                          margin_shown=minimum_detectable_effect(e, equivalence=True)))
     return pd.DataFrame(rows)
-
-def power_table(
-    study, # a `Study`, or its folder
-    n_boot:int=2000, # bootstrap replicates
-    margin:float=0.005, # largest change of macro AUC that does not matter
-    seed:int=0, # random seed of the bootstrap
-)->pd.DataFrame: # a row a set of labels and arm: `se`, `detectable`, `margin_shown` (80 % power), `patients_for_...`, `power_equivalence`
-    "How large a change against `none` a study of this design finds, and how many patients smaller ones need"
-    study = as_study(study)
-    return _power(study, _Replicates(study, n_boot, seed), margin)
 
 # %% ../nbs/06da_tables.ipynb #6c1d0e12
 def _possible(study, reps, arms, frequent, labels, level, margin, seed):
@@ -463,11 +411,11 @@ def summarise(
     "Every table of a study: arms, verdicts, labels, changes, tests, locked patients, power, films, couplings, calibration, subgroups"
     study = as_study(study)
     if not n_boot >= 1: raise DataError(f'n_boot={n_boot} must be 1 or more')
-    reps, say = _Replicates(study, n_boot, seed), _progress(bar)
+    reps, say = Replicates(study, n_boot, seed), _progress(bar)
     say('scale')
     scale = fit_calibration(study)
     say('arms')
-    arms, labels, locked = _arms(study, reps, level, margin), _labels(study, reps, level), _locked(study, reps, margin, level)
+    arms, labels, locked = _arms(study, reps, level, margin), _labels(study, reps, level), locked_table(study, reps, margin, level)
     if len(locked):
         held = locked[locked.positives == 'all'].set_index('arm')[['locked', 'low', 'high']]
         arms = arms.join(held.rename(columns=dict(low='locked_low', high='locked_high')), on='arm')
@@ -480,7 +428,7 @@ def summarise(
     tables = dict(arms=arms, frequent=frequent, **possible, labels=labels,
                   changes=_tagged({a: t.drop(columns=['a', 'b']) for a, t in pairs['auc'].items()}), delong=_delong(study, level),
                   metrics=_metrics(study, reps, pairs), locked=locked, locked_labels=_locked_labels(study, reps, level),
-                  locked_calibration=_locked_calibration(study, scale, n_boot, seed), power=_power(study, reps, margin),
+                  locked_calibration=_locked_calibration(study, scale, n_boot, seed), power=power_table(study, reps, margin),
                   flow=_flow(study, folds), prevalence=_prevalence(study, folds), couplings=_couplings(study), scale=scale)
     reps.kept.clear()
     return tables | _details(study, best_arm(arms), n_boot, seed, say)

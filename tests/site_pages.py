@@ -65,14 +65,14 @@ def sentence(node): return ' '.join((ast.get_docstring(node) or '').partition('\
 
 
 TASKS = {
-    'Data': 'core readers sheets data phantom pictures dicom films batches',
+    'Data': 'answers core label_files readers sheets data phantom pictures dicom films batches',
     'Splits': 'splits',
     'Model': 'model maps features',
     'Loss': 'asl',
-    'Couplings': 'graph couplings stability headroom evidence corrections controls',
+    'Couplings': 'graph convex couplings stability headroom evidence corrections controls',
     'Training': 'callbacks programs config learner engines train study ablation',
     'Judging': 'checks delong eval calibration decisions recalibration power verdicts',
-    'Studies and their reports': 'results predictions units tables figures report kept evaluate',
+    'Studies and their reports': 'replicates results predictions units tables figures report kept evaluate',
     'Prediction': 'ensembles predict submissions localise export validate',
 }
 

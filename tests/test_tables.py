@@ -8,7 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 from cxrlg.core import DataError
 from cxrlg.eval import auc_interval, macro_auc, paired_bootstrap
-from cxrlg.results import StudyFolder, example_study, read_study
+from cxrlg.replicates import Replicates
+from cxrlg.results import StudyFolder, as_study, example_study, read_study
 from cxrlg.tables import counted_up, fit_calibration, locked_table, power_table, summarise
 
 
@@ -21,6 +22,12 @@ def closed(tmp_path): return StudyFolder(example_study(tmp_path/'closed', 300, s
 
 
 def rewrite(path, edit): edit(pd.read_parquet(path)).to_parquet(path, index=False)
+
+
+def judged_locked(study, n_boot): return locked_table(as_study(study), Replicates(as_study(study), n_boot, 0), .005, .95)
+
+
+def planned(study, n_boot): return power_table(as_study(study), Replicates(as_study(study), n_boot, 0), .005)
 
 
 def by_seed_and_fold(s, arm):
@@ -50,10 +57,10 @@ def test_every_verdict_says_how_it_was_adjusted(closed):
 
 
 def test_power_table_of_a_study(study):
-    t = power_table(study, 60)
+    t = planned(study, 60)
     assert t.arm.tolist() == ['prox', 'prox'] and t.positives.tolist() == ['all', '30 or more']
     assert np.allclose(t.detectable / t.se, norm.ppf(.975) + norm.ppf(.8), rtol=.02) and (t.df == t.patients - 1).all()
-    assert len(power_table(example_study(study.path.parent/'alone', 100, arms=('none',)), 20)) == 0
+    assert len(planned(example_study(study.path.parent/'alone', 100, arms=('none',)), 20)) == 0
 
 
 def idle(path):
@@ -115,7 +122,7 @@ def test_locked_ensemble_is_in_the_stated_order(closed):
     assert grid == ((1, 2), (0, 1, 2)) and (locked.fold == -1).all()
     by_hand = np.stack([ensemble_by_hand(s, 'prox', seed) for seed in (1, 2)])
     assert np.allclose(s.locked_probs('prox', grid), by_hand, atol=1e-6)
-    t, y, use = locked_table(s, 60).set_index(['positives', 'arm']).loc[('30 or more', 'prox')], s.targets('locked'), frequent(s)
+    t, y, use = judged_locked(s, 60).set_index(['positives', 'arm']).loc[('30 or more', 'prox')], s.targets('locked'), frequent(s)
     def auc(p): return np.mean([roc_auc_score(y.iloc[:, i], p[:, i]) for i in use])
     assert t.labels == len(use) and abs(t.locked - np.mean([auc(p) for p in by_hand.astype(np.float32)])) < 1e-6
     assert abs(t.all_seeds - auc(by_hand.mean(0))) < 1e-5
@@ -123,7 +130,7 @@ def test_locked_ensemble_is_in_the_stated_order(closed):
 
 
 def test_locked_intervals_are_those_of_independent_patients(closed):
-    t = locked_table(closed, 2000).set_index(['positives', 'arm']).loc[('30 or more', 'none')]
+    t = judged_locked(closed, 2000).set_index(['positives', 'arm']).loc[('30 or more', 'none')]
     locked, oof, less = (t[hi] - t[lo] for lo, hi in (('low', 'high'), ('oof_low', 'oof_high'), ('difference_low', 'difference_high')))
     assert np.isclose(less, np.hypot(locked, oof), rtol=.08)
     s = read_study(closed)
@@ -133,7 +140,7 @@ def test_locked_intervals_are_those_of_independent_patients(closed):
 
 
 def test_locked_arms_are_paired(closed):
-    t, s = locked_table(closed, 300).set_index(['positives', 'arm']), read_study(closed)
+    t, s = judged_locked(closed, 300).set_index(['positives', 'arm']), read_study(closed)
     grid = s.grid('none', 'prox', locked=True)
     both = (s.locked_probs(a, grid) for a in ('none', 'prox'))
     expect = paired_bootstrap(s.targets('locked'), *both, s.films('locked').patient, n_boot=300, seed=[0, 1]).loc['macro']
@@ -147,10 +154,10 @@ def test_locked_films_that_some_folds_have_not_scored(closed):
     s = read_study(closed)
     assert s.notes == ['prox/seed2/fold1 has not scored the locked films: run the study again']
     assert s.grid('prox', locked=True) == ((1, 2), (0, 2)) and s.grid('prox') == ((1, 2), (0, 1, 2))
-    t = locked_table(s, 20).set_index(['positives', 'arm'])
+    t = judged_locked(s, 20).set_index(['positives', 'arm'])
     assert t.folds['all', 'none'] == 3 and t.folds['all', 'prox'] == 2 and np.isfinite(t.change['all', 'prox'])
     for f in closed.path.glob('prox/seed*/fold*/locked.parquet'): f.unlink()
-    t = locked_table(closed, 20).set_index(['positives', 'arm'])
+    t = judged_locked(closed, 20).set_index(['positives', 'arm'])
     assert np.isfinite(t.locked['all', 'none']) and np.isnan(t.locked['all', 'prox'])
 
 
