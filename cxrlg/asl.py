@@ -44,7 +44,7 @@ class AsymmetricLoss(nn.Module):
 
     def forward(self,
         logits:torch.Tensor, # [b, L], any floating type
-        targets:torch.Tensor, # [b, L]: 1 present, 0 absent, NaN unknown
+        targets:torch.Tensor, # [b, L]: 1 present, 0 absent, NaN unknown; between 0 and 1 a soft target
     ) -> torch.Tensor: # float32 scalar, or [b, L] with reduction='none'
         if logits.shape != targets.shape:
             raise DataError(f'logits have shape {tuple(logits.shape)} and targets {tuple(targets.shape)}: '

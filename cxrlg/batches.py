@@ -17,6 +17,7 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch
 
 from .core import DataError, check_labels, few, labels_of
+from .data import training_targets
 
 # %% ../nbs/00c_batches.ipynb #3952736e
 def batch_rng(
@@ -179,7 +180,9 @@ def fold_dls(
     if len(train) < 2:
         raise DataError(f'fold={fold} leaves {len(train)} films to train on, and 2 are the least: make more folds or give more films')
     y = torch.from_numpy(check_labels(table[labels])[0].astype('float32'))
+    apart = any(f'train:{l}' in table for l in labels)
+    aims = torch.from_numpy(training_targets(table).to_numpy('float32', copy=True)) if apart else y
     store, device = _Store(pixels, on_device), torch.device(device or default_device())
     augment = dict(flip=flip, rotate=rotate, crop=crop, jitter=jitter) if flip or rotate or crop < 1 or jitter else None
-    return DataLoaders(FilmLoader(store, y, train, labels, bs, seed, True, augment, device),
+    return DataLoaders(FilmLoader(store, aims, train, labels, bs, seed, True, augment, device),
                        FilmLoader(store, y, valid, labels, valid_bs or 2 * bs, seed, device=device), device=device)

@@ -46,7 +46,8 @@ _device = _one_of('', 'cpu', 'cuda', 'mps')
 _text = _Rule(lambda v: isinstance(v, str), 'a text')
 _yes_or_no = _Rule(lambda v: isinstance(v, bool), 'true or false')
 _mapping = _Rule(lambda v: isinstance(v, dict), 'a mapping of argument names to values')
-_policy = _Rule(lambda v: isinstance(v, (str, dict)), 'use ignore, zeros, ones, or a mapping by finding')
+_said = 'use ignore, zeros, ones, soft, or a mapping by finding; a list is for cxrlg_ablation'
+_policy = _Rule(lambda v: isinstance(v, dict) or v in ('ignore', 'zeros', 'ones', 'soft'), _said)
 _views = _Rule(_are_names, 'a list of the names of views, each once, such as [PA, AP]')
 _unit = _one_of(*UNITS)
 _share = _Rule(_is_share, 'a share between 0 and 1')
@@ -65,7 +66,9 @@ class TrainConfig:
     data_dir:Annotated[str, _text, "the folder of the films; `~` and a path relative to the repository's root are understood"] = ''
     data_args:Annotated[dict, _mapping, 'arguments of the reader, the cache or make_phantom (200 patients)'] = field(default_factory=dict)
     size:Annotated[int, _whole(16), 'films are size x size pixels'] = 64
-    uncertain:Annotated[str|dict, _policy, 'an uncertain label becomes: ignore (unknown), zeros, ones, or a mapping by finding'] = 'ignore'
+    uncertain:Annotated[str|dict, _policy, 'an uncertain label becomes: ignore (unknown), zeros, ones, soft (0.7 in training), '
+                        'or a mapping by finding'] = 'ignore'
+    definite:Annotated[bool, _yes_or_no, 'uncertain labels count in training alone: they are unknown to folds, metrics and reports'] = False
     group:Annotated[str, _one_of('patient', 'image'), 'folds by patient, or by image as the paper does'] = 'patient'
     n_splits:Annotated[int, _whole(2), 'number of folds'] = 5
     fold:Annotated[int, _whole(0), 'the fold that is held out, from 0'] = 0
@@ -173,7 +176,7 @@ def check_names(
 
 # %% ../nbs/05c_config.ipynb #16c0000f
 _NO_NUMBER = ('data_dir', 'out_dir', 'study', 'on_device', 'device', 'unit')
-_LATER = ('message', 'symmetric', 'deterministic', 'mixup', 'freeze', 'views')
+_LATER = ('message', 'symmetric', 'deterministic', 'mixup', 'freeze', 'views', 'definite')
 
 def _default(f):
     "The default of a field"

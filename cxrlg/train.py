@@ -27,13 +27,13 @@ from .batches import fold_dls
 from .callbacks import EMA, Checkpoint, History
 from .config import TrainConfig, check_names
 from .core import DataError, check_known, file_lock, labels_of, new_file, read_json, repo_root, runs_dir, write_json, writing
-from .data import audit, read_table
+from .data import audit, decide_uncertain, read_table
 from .eval import macro_auc, tta
 from .features import FeatureCache, FrozenHead, feature_dls, pixels_hash
 from .films import PixelCache
 from .learner import determinism, enough_memory, fit_fold, make_learner, make_model, positive_share, resolve_amp, train_device
 from .model import CXRNet, predict_logits, save_model
-from .phantom import make_phantom
+from .phantom import make_phantom, with_uncertain
 from .results import FoldFolder
 from .splits import folds_hash, make_folds, read_folds
 from .units import keep_views, units_of
@@ -48,18 +48,27 @@ def data_root(
     return root if root.is_absolute() else repo_root()/root
 
 # %% ../nbs/05_train.ipynb #09ce83e6
+def _phantom(cfg, args):
+    "The phantom, some of its labels uncertain where `uncertain_share` asks for it"
+    share = args.pop('uncertain_share', 0)
+    args = {'n_patients': 200, 'seed': 42} | args
+    try:
+        table, pixels, _ = make_phantom(**args, size=cfg.size)
+        if share: table = decide_uncertain(with_uncertain(table, share, args['seed']), cfg.uncertain, cfg.definite)
+    except (TypeError, ValueError) as e: raise DataError(f'data_args={cfg.data_args}: {e}') from e
+    return table, pixels
+
 def _read_data(cfg):
     "Draw the phantom, or read a table and cache its films"
     args = {k: v for k, v in cfg.data_args.items() if k != 'findings'}
     if cfg.data == 'phantom':
-        try: table, pixels, _ = make_phantom(**({'n_patients': 200, 'seed': 42} | args), size=cfg.size)
-        except (TypeError, ValueError) as e: raise DataError(f'data_args={cfg.data_args}: {e}') from e
+        table, pixels = _phantom(cfg, args)
         kept = keep_views(table, cfg.views)
         return kept, pixels[table.image.isin(kept.image).to_numpy()]
     root = data_root(cfg)
     cache = {k: v for k, v in args.items() if k in ('mode', 'n_jobs')}
     options = {k: v for k, v in args.items() if k not in cache}
-    table = keep_views(read_table(cfg.data, root, uncertain=cfg.uncertain, **options), cfg.views)
+    table = keep_views(read_table(cfg.data, root, uncertain=cfg.uncertain, definite=cfg.definite, **options), cfg.views)
     return table, PixelCache(table, root, cfg.size, cache_dir=runs_dir(cfg.out_dir)/'cache', **cache)
 
 # %% ../nbs/05_train.ipynb #6728e1c5
@@ -83,7 +92,7 @@ def _with_findings(table, findings):
 
 # %% ../nbs/05_train.ipynb #779af639
 def load_data(
-    cfg:TrainConfig, # parameters; `data`, `data_dir`, `data_args`, `size`, `uncertain`, `views` and `unit` are read
+    cfg:TrainConfig, # parameters; `data`, `data_dir`, `data_args`, `size`, `uncertain`, `definite`, `views` and `unit` are read
 ) -> tuple: # table, and uint8 pixels [n, size, size]
     "The table and the pixels that a configuration names; a table with fatal problems, or without the unit to be judged, is refused"
     table, pixels = _read_data(cfg)
@@ -188,7 +197,9 @@ def data_hashes(
     pixels, # its films: a PixelCache, which knows its hash, or an array
 ) -> dict: # `table`: images, patients and labels; `pixels`: every pixel; 16 hexadecimal digits each
     "Identity of the data"
-    rows = pd.util.hash_pandas_object(table[[c for c in ('image', 'patient') if c in table] + table.attrs['labels']], index=False)
+    labels, others = table.attrs['labels'], ('image', 'patient')
+    aims = [f'train:{l}' for l in labels if f'train:{l}' in table]
+    rows = pd.util.hash_pandas_object(table[[c for c in others if c in table] + labels + aims], index=False)
     return dict(table=hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()[:16], pixels=pixels_hash(pixels))
 
 # %% ../nbs/05_train.ipynb #f0e20002

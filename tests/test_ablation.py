@@ -4,15 +4,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from scipy.stats import t as student
 
 from conftest import ROOT
-from cxrlg.ablation import ablation_outputs, ablation_table, read_ablation
+from cxrlg.ablation import ablation_outputs, ablation_table, compare_ablation, read_ablation
 from cxrlg.corrections import Outputs
 from cxrlg.core import DataError
 from cxrlg.eval import macro_auc, simulate
+from cxrlg.phantom import make_phantom, with_uncertain
 from cxrlg.results import example_study, read_study
 from cxrlg.study import expand
 
@@ -124,3 +126,61 @@ def test_a_variant_with_a_graph_shows_its_own_change(tmp_path):
 def test_folds_of_no_variant_are_refused(sets):
     out, _ = ablation_outputs(sets, 's', ['same'])
     with pytest.raises(DataError, match='which is no variant'): ablation_table(out, dict(typo=out.folds), n_boot=10)
+
+
+POLICIES = ['ignore', 'zeros', 'ones', 'soft']
+HEDGED = dict(data_args={'n_patients': 60, 'uncertain_share': .3}, size=32, n_splits=2, arch='test_resnet', epochs=1, bs=8, threads=1)
+
+
+def policies(folder, named, **more):
+    "A study's configuration that names several policies"
+    (folder/'hedged.yaml').write_text(yaml.safe_dump(HEDGED | dict(uncertain=named) | more))
+    return folder/'hedged.yaml'
+
+
+def test_a_list_of_policies_is_an_ablation_with_the_first_as_reference(tmp_path):
+    found = read_ablation(policies(tmp_path, ['zeros', 'ignore', 'soft']), out_dir='runs')['hedged']
+    assert {v: (c['uncertain'], c.get('definite', False)) for v, c in found.items()} == dict(
+        full=('zeros', True), ignore=('ignore', False), soft=('soft', False)
+    )
+    assert [c['study'] for c in found.values()] == ['hedged_full', 'hedged_ignore', 'hedged_soft']
+    (tmp_path/'base.yaml').write_text('epochs: 1')
+    (tmp_path/'sets.yaml').write_text('sets: {a: {base: base.yaml}}\nvariants: {bce: {loss: bce}, uncertain: [zeros]}')
+    sets = read_ablation(tmp_path/'sets.yaml')['a']
+    assert {v: c.get('definite', False) for v, c in sets.items()} == dict(full=False, bce=False, zeros=True)
+
+
+@pytest.mark.parametrize('named, says', [
+    (['ignore'], 'name two policies or more'),
+    (['zeros', 'zeros'], 'each once'),
+    (['ignore', 'one'], "uncertain='one': use ignore, zeros, ones, soft"),
+    (['ignore', {'Edema': 'ones'}], 'a mapping by finding'),
+])
+def test_policies_that_cannot_be_compared_are_refused_in_one_line(tmp_path, named, says):
+    code, lines = command(policies(tmp_path, named), '--out_dir', tmp_path/'runs')
+    assert code == 2 and len(lines) == 1 and says in lines[0], lines
+    assert not (tmp_path/'runs').exists()
+
+
+def test_policies_share_folds_and_are_judged_on_the_definite_labels(tmp_path):
+    path = policies(tmp_path, POLICIES)
+    run = subprocess.run(
+        [Path(sys.executable).parent/'cxrlg_ablation', path, '--out_dir', tmp_path/'runs'], cwd=ROOT, capture_output=True, text=True
+    )
+    out, names = tmp_path/'runs', ['full', *POLICIES[1:]]
+    with pytest.raises(DataError, match='no finding has 30'): compare_ablation(path, out)
+    assert run.returncode == 2 and 'no finding has 30' in run.stderr
+    t = compare_ablation(path, out, n_boot=50, min_pos=3)['hedged']
+    assert len({(out/f'hedged_{v}'/'folds.csv').read_bytes() for v in names}) == 1
+    truth = make_phantom(n_patients=60, size=16)[0]
+    hedged = with_uncertain(truth, .3)
+    for v in names:
+        study = read_study(out/f'hedged_{v}')
+        films, y, p = study.films((0, 1)), study.targets((0, 1)), study.probs('none', ((42,), (0, 1)))[0]
+        want = hedged[study.labels].mask(hedged[study.labels] == -1).iloc[films['row']].reset_index(drop=True)
+        assert np.array_equal(y.to_numpy(), want.to_numpy(), equal_nan=True)
+        use = [j for j, l in enumerate(y) if min((y[l] == 1).sum(), (y[l] == 0).sum()) >= 3]
+        by_hand = [macro_auc(y[films.fold == k].iloc[:, use], p[films.fold == k][:, use]).macro for k in (0, 1)]
+        assert t.auc[v] == pytest.approx(np.mean(by_hand), abs=1e-9)
+    assert t.change['soft'] == pytest.approx(t.auc['soft'] - t.auc['full']) and t.low['soft'] <= t.change['soft'] <= t.high['soft']
+    assert pd.read_csv(out/'hedged.csv', index_col=0).auc.tolist() == pytest.approx(t.auc.tolist())

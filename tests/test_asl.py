@@ -108,3 +108,14 @@ def test_on_a_gpu_the_answer_comes_late_and_no_batch_is_lost(monkeypatch):
     with pytest.raises(DataError, match='below 0 or above 1'): loss._refuse_odd(good)
     loss._refuse_odd(good)
     assert asked == [False, True, False] and copy.deepcopy(loss).sent is None
+
+
+@pytest.mark.parametrize('target', [.3, .5, .7])
+def test_a_soft_target_is_the_mean_of_both_losses_and_without_focusing_where_it_is_least(target):
+    z = torch.logit(torch.tensor([[.2, target, .9]]))
+    for loss in (AsymmetricLoss(0, 0, 0, 'none'), AsymmetricLoss(reduction='none')):
+        one, zero, soft = (loss(z, torch.full_like(z, y)) for y in (1., 0., target))
+        assert torch.allclose(soft, target * one + (1 - target) * zero, atol=1e-6)
+    z.requires_grad_()
+    AsymmetricLoss(0, 0, 0, 'sum')(z, torch.full_like(z, target)).backward()
+    assert torch.allclose(z.grad[0], torch.sigmoid(z.detach()[0]) - target, atol=1e-6) and abs(z.grad[0, 1]) < 1e-6

@@ -9,6 +9,7 @@ import torch
 import cxrlg.batches as batches
 from cxrlg.batches import fold_dls
 from cxrlg.core import DataError
+from cxrlg.data import decide_uncertain
 
 
 # ---- loaders
@@ -107,3 +108,11 @@ def test_labels_of_nullable_and_arrow_columns(backend):
     other.attrs = table.attrs
     want, got = (fold_dls(np.zeros((6, 16, 16), 'uint8'), t, [0, 0, 1, 1, 2, 2], 0, bs=2, device='cpu').train.y for t in (table, other))
     assert torch.equal(want.nan_to_num(-1), got.nan_to_num(-1)) and got.dtype == torch.float32
+
+
+def test_training_aims_at_what_the_policy_says_and_validation_at_the_labels():
+    table = pd.DataFrame(dict(image=list('abcdef'), patient=list('aabbcc'), Edema=[1, -1, -1, 1, 0, 0]))
+    table.attrs['labels'] = ['Edema']
+    dls = fold_dls(np.zeros((6, 16, 16), 'uint8'), decide_uncertain(table, 'soft'), [0, 1, 0, 1, 0, 1], 0, bs=2, device='cpu')
+    assert dls.train.y[[1, 3, 5], 0].tolist() == pytest.approx([.7, 1, 0])
+    assert dls.valid.y[[0, 2, 4], 0].nan_to_num(9).tolist() == [1, 9, 0]

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from cxrlg.core import DataError, labels_of
-from cxrlg.data import CHEXPERT, audit, read_table
+from cxrlg.data import CHEXPERT, audit, read_table, training_targets
+from cxrlg.eval import macro_auc
 from cxrlg.films import PixelCache, read_film
 from cxrlg.readers import years
 from folders import GOOD, good, table, write_films, write_rows  # noqa: F401 (fixtures)
@@ -254,6 +255,30 @@ def test_uncertain_policies(good):
     assert read('ignore') == [[1, 0, 9, 9], [9, 9, 9, 9]]
     assert read('zeros') == [[1, 0, 0, 9], [0, 0, 0, 0]]
     assert read({'Edema': 'ones'}) == [[1, 0, 1, 9], [9, 9, 9, 9]]
+    assert read('soft') == read('ignore')
+
+
+@pytest.mark.parametrize('policy, edema, mass', [
+    ('ignore', [1, 0, 9, 9], [9, 9, 9, 9]),
+    ('zeros', [1, 0, 0, 9], [0, 0, 0, 0]),
+    ('ones', [1, 0, 1, 9], [1, 1, 1, 1]),
+    ('soft', [1, 0, .7, 9], [.7, .7, .7, .7]),
+    ({'Edema': 'soft', 'Mass': 'zeros'}, [1, 0, .7, 9], [0, 0, 0, 0]),
+])
+def test_definite_labels_are_judged_and_the_policy_trains(good, policy, edema, mass):
+    write_rows(good, [f'f{i}.png,p,{v},-1' for i, v in enumerate([1, 0, -1, ''])])
+    table = read_table('csv', good, uncertain=policy, definite=True, verbose=False, **GOOD)
+    assert table[['Edema', 'Mass']].fillna(9).to_numpy().T.tolist() == [[1, 0, 9, 9], [9, 9, 9, 9]]
+    assert training_targets(table).fillna(9).round(6).to_numpy().T.tolist() == pytest.approx(np.array([edema, mass]))
+    assert labels_of(table) == ['Edema', 'Mass'] and (policy == 'ignore') == (not any(c.startswith('train:') for c in table))
+
+
+def test_a_soft_finding_among_others_is_unknown_when_judged(good):
+    write_rows(good, ['f0.png,p,-1,-1', 'f1.png,q,1,0'])
+    table = read_table('csv', good, uncertain={'Edema': 'soft', 'Mass': 'zeros'}, verbose=False, **GOOD)
+    assert table[['Edema', 'Mass', 'train:Edema']].fillna(9).round(6).to_numpy().tolist() == [[9, 0, pytest.approx(.7)], [1, 0, 1]]
+    assert 'train:Mass' not in table
+    with pytest.raises(DataError, match='only 0, 1 and NaN are allowed'): macro_auc(training_targets(table).to_numpy(), np.zeros((2, 2)))
 
 
 def test_line_says_what_was_left_out(good, capsys):
@@ -467,3 +492,13 @@ def test_studies_whose_films_have_other_labels_are_noted():
     found = audit(films, verbose=False).set_index('check')
     assert found.rows['study with other labels'] == [0, 1] and 'a/1' in found.what['study with other labels']
     assert 'study with other labels' not in audit(films.drop(columns='study'), verbose=False).check.tolist()
+
+
+def test_lateral_films_among_frontal_ones_are_named():
+    views = ['PA', 'L', 'AP', 'LATERAL', 'lateral', 'LL', 'LLD decubitus', None, ' AP_horizontal']
+    table = pd.DataFrame(dict(image=[f'{i}.png' for i in range(9)], patient=list('abcdefghi'), view=views, Edema=[0, 1] * 4 + [1]))
+    table.attrs['labels'] = ['Edema']
+    row = audit(table, verbose=False).set_index('check').loc['lateral film among frontal ones']
+    assert row.rows == [1, 3, 4, 5] and row.severity == 'note' and 'views: [AP, AP_horizontal, LLD decubitus, PA]' in row['do']
+    for same in ('PA', 'L'):
+        assert 'lateral film among frontal ones' not in audit(table.assign(view=same), verbose=False).check.tolist()

@@ -123,6 +123,9 @@ def test_every_config_is_understood(path):
     if 'variants' in written:
         assert all(list(variants) == ['full', *written['variants']] for variants in read_ablation(path).values())
         return
+    if isinstance(written.get('uncertain'), list):
+        assert list(read_ablation(path)[written['study']]) == ['full', *written['uncertain'][1:]]
+        return
     jobs = expand(read_config(path))
     assert jobs and jobs[0].study == written['study']
 

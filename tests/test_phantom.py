@@ -168,3 +168,14 @@ def test_one_patient_and_memory():
     try: pixels, peak = make_phantom(1500, 32, 0)[1], tracemalloc.get_traced_memory()[1]
     finally: tracemalloc.stop()
     assert peak < pixels.nbytes + 100*2**20
+
+
+def test_as_many_negatives_as_positives_are_hedged():
+    table = make_phantom(2000, size=16)[0]
+    hedged = ph.with_uncertain(table, .3, seed=1)
+    y, unsure = table[FINDINGS[1:]], hedged[FINDINGS[1:]] == -1
+    n_pos, n_neg = (unsure & (y == 1)).sum(), (unsure & (y == 0)).sum()
+    assert (n_pos / (y == 1).sum()).to_numpy() == pytest.approx(.3, abs=.08)
+    assert (abs(n_pos - n_neg) < 4 * np.sqrt(n_pos + n_neg) + 5).all()
+    assert hedged.where(hedged != -1, table).equals(table) and hedged.attrs == table.attrs
+    assert ph.with_uncertain(table, .3, seed=1).equals(hedged) and ph.with_uncertain(table, 0).equals(table)

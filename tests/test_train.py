@@ -829,3 +829,15 @@ def test_full_float32_of_two_threads_leaves_the_precisions_as_they_were():
         conv.fp32_precision,
         torch.backends.cudnn.allow_tf32,
     ) == was  # the older switch, which torch.export reads, raises where the newer one says something else
+
+
+def test_soft_targets_train_and_the_films_keep_their_definite_labels(tmp_path):
+    hedged = dict(data_args={'n_patients': 40, 'uncertain_share': .4}, epochs=1)
+    results = {p: run(tmp_path/p, **hedged, uncertain=p, definite=p in ('zeros', 'ones')) for p in ('ignore', 'zeros', 'ones', 'soft')}
+    oof = {p: pd.read_parquet(r.path/'oof.parquet') for p, r in results.items()}
+    y = [c for c in oof['ignore'] if c.startswith('y:')]
+    folds = {(tmp_path/p/'t'/'folds.csv').read_bytes() for p in results}
+    tables = {json.loads((r.path/'config.json').read_text())['hashes']['table'] for r in results.values()}
+    assert len(folds) == 1 and len(tables) == 4 and oof['ignore'][y].isna().any(axis=None)
+    for frame in oof.values(): pd.testing.assert_frame_equal(frame[y], oof['ignore'][y])
+    assert len({frame['z:Edema'].to_numpy().tobytes() for frame in oof.values()}) == 4
