@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cpu_computes_bf16', 'resolve_amp', 'train_device', 'make_model', 'positive_share', 'repeated_blocks', 'make_learner',
-           'fit_fold', 'enough_memory', 'determinism']
+           'fit_fold', 'recompute_blocks', 'enough_memory', 'determinism']
 
 # %% ../nbs/05d_learner.ipynb #16c00017
 import os
@@ -12,6 +12,7 @@ import platform
 import re
 import warnings
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai.learner import Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from torch import nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from .asl import AsymmetricLoss
 from .callbacks import EMA, Checkpoint, EpochSeed, History, StepGuard, warmup_cosine
@@ -31,6 +33,7 @@ from .config import TrainConfig
 from .core import DataError, first_line, process_wide
 from .graph import GraphL1, LabelGraph
 from .model import CXRNet
+from .trackers import Tracker
 
 # %% ../nbs/05d_learner.ipynb #a0500005
 _HALF = dict(bf16=torch.bfloat16, fp16=torch.float16)
@@ -190,6 +193,7 @@ def make_learner(
     model = (model or make_model(cfg, labels, positive_share(dls))).to(dls.device, memory_format=torch.channels_last)
     model.amp = _HALF.get(amp)
     if cfg.compile: _compile(model.backbone)
+    if cfg.grad_checkpoint: recompute_blocks(model.backbone)
     loss = AsymmetricLoss(cfg.gamma_neg, cfg.gamma_pos, cfg.asl_clip) if cfg.loss == 'asl' else AsymmetricLoss(0, 0, 0)
     adamw = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
     learn = Learner(dls, model, loss, adamw, lr=cfg.lr, splitter=_split_graph, cbs=_callbacks(cfg, labels, bar, films, amp))
@@ -199,13 +203,19 @@ def make_learner(
     return learn
 
 # %% ../nbs/05d_learner.ipynb #b06604b7
+def _trackers(cfg, checkpoint):
+    "The tracker of a configuration, where the fold has a folder"
+    if not (cfg.track and checkpoint): return []
+    name = f'{cfg.arm}/seed{cfg.seed}/fold{cfg.fold}'
+    return [Tracker(cfg.track, checkpoint.path.parent/'track'/cfg.track, cfg.study, name, asdict(cfg))]
+
 def fit_fold(
     cfg:TrainConfig, # parameters
     learn:Learner, # from `make_learner`
     checkpoint:Checkpoint=None, # where to resume from and save to; None trains without
 ) -> Learner: # whose model holds the averaged weights
     "Train with warm-up and cosine, from the checkpoint's epoch on"
-    learn.add_cbs(checkpoint)
+    learn.add_cbs([checkpoint, *_trackers(cfg, checkpoint)])
     learn.failure = None
     schedules = [warmup_cosine(lr, cfg.warmup) for lr in (cfg.lr, cfg.lr*cfg.graph_lr)][:len(learn.opt.hypers)]
     rates = ParamScheduler({'lr': lambda pct: [schedule(pct) for schedule in schedules]})
@@ -216,6 +226,31 @@ def fit_fold(
     learn.model.eval()
     return learn
 
+# %% ../nbs/05d_learner.ipynb #5d0c0001
+@contextmanager
+def _copied_buffers(block):
+    "A block counts on copies of its buffers, and has its own back afterwards"
+    own = [(m, name, buffer) for m in block.modules() for name, buffer in m.named_buffers(recurse=False)]
+    for m, name, buffer in own: setattr(m, name, buffer.clone())
+    try: yield
+    finally:
+        for m, name, buffer in own: setattr(m, name, buffer)
+
+def _twice(block, forward, *args, **kwargs):
+    "A block's output, whose inside is computed again for its gradients"
+    if not (block.training and torch.is_grad_enabled()): return forward(*args, **kwargs)
+    contexts = lambda: (nullcontext(), _copied_buffers(block))
+    return recomputed(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+def recompute_blocks(
+    backbone:nn.Module, # a backbone, changed in place
+):
+    "Keep a block's input only, and compute the block again when gradients are asked for"
+    blocks = repeated_blocks(backbone)
+    if not blocks:
+        raise DataError(f'grad_checkpoint=true: {type(backbone).__name__} has no sequence of blocks to compute twice: set it to false')
+    for block in blocks: block.forward = partial(_twice, block, block.forward)
+
 # %% ../nbs/05d_learner.ipynb #262c858f
 def _is_of_memory(e):
     "Does an exception say that memory ran out?"
@@ -224,7 +259,7 @@ def _is_of_memory(e):
 
 @contextmanager
 def enough_memory(
-    cfg:TrainConfig, # parameters; `bs`, `accum` and `size` are read
+    cfg:TrainConfig, # parameters; `bs`, `accum`, `size` and `grad_checkpoint` are read
     device, # where training takes place
 ): # context in which running out of memory becomes one line
     "Say in one line that memory ran out, and what to try"
@@ -233,6 +268,7 @@ def enough_memory(
         if not _is_of_memory(e): raise
         do = f'try bs={cfg.bs//2} with accum={cfg.accum*2}, about as many films a step'
         if cfg.bs < 4: do = 'try a smaller size or a smaller arch'
+        if not (cfg.grad_checkpoint or cfg.compile or cfg.freeze): do += ', or grad_checkpoint=true'
         raise DataError(f'out of memory on {device} with bs={cfg.bs}, size={cfg.size} and arch={cfg.arch}: {do}') from e
 
 # %% ../nbs/05d_learner.ipynb #5264e8aa

@@ -27,7 +27,7 @@ FLOORS = [
     {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'eval'},
     {'batches', 'model', 'maps', 'features', 'couplings', 'stability', 'calibration', 'decisions', 'recalibration', 'power', 'headroom',
      'evidence', 'sheets'},
-    {'callbacks', 'programs', 'results', 'verdicts', 'tables', 'corrections', 'kept', 'predictions', 'units', 'figures',
+    {'callbacks', 'trackers', 'programs', 'results', 'verdicts', 'tables', 'corrections', 'kept', 'predictions', 'units', 'figures',
      'ensembles', 'submissions'},
     {'config', 'learner', 'engines'},
     {'train', 'controls', 'report'},
