@@ -8,6 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here / 'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
+EXTRAS = 'dev', 'dicom', 'dask', 'onnx', 'tensorboard', 'mlflow', 'wandb'
 STATUS = {'3': 'Alpha', '4': 'Beta', '5': 'Production/Stable'}
 
 setup(
@@ -17,7 +18,7 @@ setup(
     packages=['cxrlg', 'cxrlg.notebooks'], package_dir={'cxrlg': 'cxrlg', 'cxrlg.notebooks': 'nbs'},
     package_data={'cxrlg': ['templates/*', 'py.typed'], 'cxrlg.notebooks': ['05_train.ipynb', '06_eval.ipynb']}, zip_safe=False,
     python_requires=f">={cfg['min_python']}", install_requires=cfg['requirements'].split(),
-    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'dicom', 'dask', 'onnx')},
+    extras_require={name: cfg[f'{name}_requirements'].split() for name in EXTRAS},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     classifiers=[
         f"Development Status :: {cfg['status']} - {STATUS[cfg['status']]}",

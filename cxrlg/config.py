@@ -43,6 +43,7 @@ ARMS = ('none', 'l1', 'prox', 'free')
 _message = _one_of('prob', 'centred', 'logit')
 _precision = _one_of('auto', 'bf16', 'fp16', 'no')
 _device = _one_of('', 'cpu', 'cuda', 'mps')
+_tracker = _one_of('', 'tensorboard', 'mlflow', 'wandb')
 _text = _Rule(lambda v: isinstance(v, str), 'a text')
 _yes_or_no = _Rule(lambda v: isinstance(v, bool), 'true or false')
 _mapping = _Rule(lambda v: isinstance(v, dict), 'a mapping of argument names to values')
@@ -109,6 +110,7 @@ class TrainConfig:
     amp:Annotated[str, _precision, 'bf16, fp16, no (float32), or auto: half precision where the device computes it'] = 'auto'
     device:Annotated[str, _device, 'cpu, cuda or mps; empty: a CUDA GPU if there is one, else the CPU'] = ''
     compile:Annotated[bool, _yes_or_no, 'torch.compile the blocks of the backbone'] = False
+    grad_checkpoint:Annotated[bool, _yes_or_no, 'compute the blocks twice and keep less of them in memory; changes no number'] = False
     seed:Annotated[int, _whole(0), 'seed of weights, order, augmentation and dropout'] = 42
     threads:Annotated[int, _whole(1), "CPU threads; part of the result's identity, because sums differ in the last bit"] = 2
     deterministic:Annotated[bool, _yes_or_no, 'the same bytes twice on a GPU too, at some cost in speed; a CPU gives them anyway'] = False
@@ -122,6 +124,7 @@ class TrainConfig:
     # output
     study:Annotated[str, _study_name, 'name of the study: results go to out_dir/study/arm/seed42/fold0'] = 'first'
     out_dir:Annotated[str, _text, "empty: runs/ at the repository's root, from wherever this is called"] = ''
+    track:Annotated[str, _tracker, "write the history with tensorboard, mlflow or wandb too, into the fold's folder; empty: no"] = ''
 
     def __post_init__(self): self._check()
 
@@ -147,8 +150,10 @@ def _check(self:TrainConfig):
         raise DataError(f'unit={self.unit!r} needs group=patient: '
                         f'with folds by {self.group} the films of one {self.unit} are in several folds')
     if self.freeze: self._check_frozen()
+    if self.grad_checkpoint and self.compile:
+        raise DataError('grad_checkpoint=true and compile=true do not go together: set one to false')
 
-_UNSEEN = dict(rotate=0, crop=1, jitter=0, mixup=0, compile=False)
+_UNSEEN = dict(rotate=0, crop=1, jitter=0, mixup=0, compile=False, grad_checkpoint=False)
 
 @patch
 def _check_frozen(self:TrainConfig):
@@ -175,7 +180,7 @@ def check_names(
     check_known(names, list(known or TrainConfig.names()), 'parameter')
 
 # %% ../nbs/05c_config.ipynb #16c0000f
-_NO_NUMBER = ('data_dir', 'out_dir', 'study', 'on_device', 'device', 'unit')
+_NO_NUMBER = ('data_dir', 'out_dir', 'study', 'on_device', 'device', 'unit', 'grad_checkpoint', 'track')
 _LATER = ('message', 'symmetric', 'deterministic', 'mixup', 'freeze', 'views', 'definite')
 
 def _default(f):

@@ -19,8 +19,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from .core import DataError, atomic_write, did_you_mean, few, film_key, first_line, for_spreadsheets, run_command
-from .data import read_table
+from .core import DataError, atomic_write, did_you_mean, few, film_key, first_line, for_spreadsheets, run_command, walk_files
+from .data import FILM_SUFFIXES, read_table
 from .films import PixelCache
 from .maps import plot_map
 from .predict import Predictor
@@ -304,10 +304,20 @@ def overlay_sheet(
     return fig
 
 # %% ../nbs/08a_localise.ipynb #9c207ae9
-def _folder_table(predictor, dataset, root):
-    "The table of a folder: read as the study's own films are, unless another reader is named"
+def _films_alone(study_dir, root, boxes):
+    "A table of the films with boxes, found by name: the patient is that of the study's own list, else the film by itself"
+    wanted = set(boxes.image.map(_stem))
+    films = [f for f in walk_files(root, FILM_SUFFIXES) if _stem(f) in wanted]
+    path = Path(study_dir)/'folds.csv'
+    known = pd.read_csv(path, dtype=str) if path.is_file() else pd.DataFrame(dict(image=[], patient=[]))
+    patient = dict(zip(known.image.map(_stem), known.patient))
+    return pd.DataFrame(dict(image=films, patient=[patient.get(_stem(f), _stem(f)) for f in films]))
+
+def _folder_table(predictor, dataset, root, boxes):
+    "The table of a folder: read as the study's own films are, unless another reader is named; `films` needs no list"
     config = json.loads((next(iter(predictor.folders.values()))/'config.json').read_text(encoding='utf-8'))
-    dataset, options = dataset or config['data'], {}
+    dataset, options = dataset or config.get('data'), {}
+    if dataset in ('films', 'phantom', None): return _films_alone(predictor.path, root, boxes)
     if dataset == config['data']: options = {k: v for k, v in config.get('data_args', {}).items() if k not in ('mode', 'n_jobs')}
     elif dataset == 'csv': options = dict(labels=predictor.labels)
     return read_table(dataset, root, **options)
@@ -353,7 +363,7 @@ def write_localisation(
     study_dir, # folder of the study
     root, # folder of the films
     boxes, # from `read_boxes`, in shares, or the path of such a file
-    dataset:str=None, # reader of the folder; None: `nih` for NIH's own list of boxes, else as the study's films were read
+    dataset:str=None, # reader of the folder; `films`: by name, without a list; None: `nih` for NIH's boxes, else the study's own
     arm:str=None, # arm to use; None: `none`, or the only one there is
     out_dir=None, # where to write; None: the study's folder
     n_boot:int=2000, # resamples of the patients
@@ -367,7 +377,7 @@ def write_localisation(
         nih = Path(boxes).name.lower().startswith('bbox_list')
         dataset, side = dataset or ('nih' if nih else None), side or (1024 if nih else None)
         boxes, in_pixels = read_boxes(boxes, side), side is None
-    table = _folder_table(predictor, dataset, root)
+    table = _folder_table(predictor, dataset, root, boxes)
     table = table[table.image.map(_stem).isin(set(boxes.image.map(_stem)))].reset_index(drop=True)
     if not len(table): raise DataError(f'{root} holds none of the films that have boxes: is this the right folder?')
     if in_pixels or predictor.mode == 'pad': boxes = _shares(boxes, table, root, in_pixels, predictor.mode)
@@ -385,7 +395,7 @@ def main(
     study_dir:str, # folder of the study, such as runs/nih128
     root:str, # folder of the films
     boxes:str=None, # file of boxes; default: BBox_List_2017.csv in the folder of the films
-    dataset:str=None, # reader of the folder; default: nih for NIH's own list of boxes, else as the study's films were read
+    dataset:str=None, # reader of the folder, or films where there is no list; default: nih for NIH's own boxes, else the study's
     arm:str=None, # arm to use; default: none, or the only one there is
     tolerance:float=0., # widens the boxes for the pointing game, share of the film's side
     n_boot:int=2000, # resamples of the patients

@@ -72,7 +72,7 @@ def expand(
     return [TrainConfig(**single, arm=a, seed=s, fold=f) for a, s, f in itertools.product(arms, seeds, folds)]
 
 # %% ../nbs/07_study.ipynb #76d6eedf
-_FREE = {'arm', 'seed', 'fold', 'data_dir', 'out_dir', 'study', 'on_device', 'device', 'unit'}
+_FREE = {'arm', 'seed', 'fold', 'data_dir', 'out_dir', 'study', 'on_device', 'device', 'unit', 'grad_checkpoint', 'track'}
 _BY_ARM = {'alpha', 'lam', 'lam_share', 'graph_lr', 'message', 'symmetric', 'threads'}
 
 def _differences(cfg, old, free):

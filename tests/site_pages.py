@@ -70,7 +70,7 @@ TASKS = {
     'Model': 'model maps features',
     'Loss': 'asl',
     'Couplings': 'graph convex couplings stability headroom evidence corrections controls',
-    'Training': 'callbacks programs config learner engines train study ablation',
+    'Training': 'callbacks trackers programs config learner engines train study ablation',
     'Judging': 'checks delong eval calibration decisions recalibration power verdicts',
     'Studies and their reports': 'replicates results predictions units tables figures report kept evaluate',
     'Prediction': 'ensembles predict submissions localise export validate',

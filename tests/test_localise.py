@@ -593,3 +593,19 @@ def test_boxes_outside_the_films_own_size(tmp_path, films):
     boxes = pd.DataFrame([('a.png', 'Mass', 31., 5., 4., 4.)], columns=['image', 'finding', 'x', 'y', 'w', 'h'])
     with pytest.raises(DataError, match='a box of a.png lies outside its 30 x 20 pixels: give the side'):
         room._shares(boxes, pd.DataFrame(dict(image=['a.png'])), tmp_path, True, 'squash')
+
+
+def test_films_without_a_list_keep_the_patients_of_the_study(tmp_path, monkeypatch, capsys):
+    "Boxes alone: films are found by name below the folder; one of the study is shown only to models that have not seen its patient"
+    monkeypatch.setenv('CXRLG_CACHE', str(tmp_path/'cache'))
+    study, films = write_study(tmp_path/'study', FOLDS, output_stride=8), tmp_path/'films'
+    (films/'below').mkdir(parents=True)
+    known = FOLDS[FOLDS.fold >= 0].iloc[0]
+    for i, name in enumerate((Path(known.image).stem, 'new')):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (50, 40), dtype=np.uint8)).save(films/'below'/f'{name}.png')
+    (tmp_path/'boxes.csv').write_text(f'image,finding,x,y,w,h\n{known.image},Mass,4,5,20,10\nnew.png,Mass,10,5,20,10\n')
+    main(str(study), str(films), str(tmp_path/'boxes.csv'), dataset='films', n_boot=20)
+    saved = pd.read_csv(study/'localisation_films.csv', dtype=dict(patient=str)).set_index('patient')
+    assert saved.fold.to_dict() == {str(known.patient): known.fold, 'new': -1}
+    with pytest.raises(SystemExit): main(str(study), str(tmp_path/'study'), str(tmp_path/'boxes.csv'), dataset='films')
+    assert 'holds none of the films that have boxes' in capsys.readouterr().err.splitlines()[-1]
