@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKS = dict(slow='takes more than a few seconds', dask='needs Dask', films='needs the real films', gpu='needs a CUDA GPU')
 SLOW = {'test_ablation', 'test_controls', 'test_couplings', 'test_coverage', 'test_engines', 'test_evaluate',
         'test_export', 'test_features', 'test_gpu', 'test_house', 'test_kill', 'test_localise', 'test_predict',
-        'test_report', 'test_results', 'test_study', 'test_tables', 'test_train', 'test_validate'}
+        'test_report', 'test_results', 'test_study', 'test_tables', 'test_trackers', 'test_train', 'test_validate'}
 
 
 # Single tests of quick files that take more than four seconds: full-size tables, every correction at its hardest.
@@ -37,6 +37,7 @@ SLOW_TESTS = {
     'test_one_patient_and_memory',
     'test_any_size',
     'test_size_and_evidence_leave_the_labels_alone',
+    'test_a_fold_has_the_same_bytes',
 }
 
 
