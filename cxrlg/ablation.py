@@ -268,16 +268,26 @@ def plot_ablation(
     return fig
 
 # %% ../nbs/07a_ablation.ipynb #ce625201
+def _no_table(variants):
+    "Why the variants of a set are trained and not compared; empty when they are"
+    jobs = [job for config in variants.values() for job in expand(config)]
+    if len({str(job.data_args.get('findings')) for job in jobs}) > 1: return 'its variants have findings of their own'
+    if len({job.fold for job in jobs}) < jobs[0].n_splits: return 'not every fold is asked for'
+    return ''
+
 def compare_ablation(
     path:str, # as in `read_ablation`
     out_dir, # folder of the studies, from `run_ablation`
     sets:list=None, # names of the sets; None: all
     n_boot:int=1000, # bootstrap replicates
     **options, # further arguments of `ablation_table`
-) -> dict: # set -> table from `ablation_table`, which is also written to `SET.csv` in `out_dir`
+) -> dict: # set -> table from `ablation_table`, also written to `SET.csv` in `out_dir`; without sets that cannot be compared
     "Compare the variants of every set with its full recipe"
     tables = {}
     for name, variants in read_ablation(path, sets, out_dir=str(out_dir)).items():
+        if why := _no_table(variants):
+            print(f'{name}: trained, without a table: {why}')
+            continue
         others = [v for v in variants if v != 'full']
         tables[name] = ablation_table(*ablation_outputs(out_dir, name, others), n_boot=n_boot, **options)
         with atomic_write(Path(out_dir)/f'{name}.csv') as f: tables[name].to_csv(f)
@@ -291,12 +301,13 @@ def main(
     data_dir:str=None, # folder of the films, in place of the base's
     out_dir:str='', # folder of the studies, in place of runs/ablation
     n_jobs:int=None, # folds trained at a time; default: one a GPU, or one for each `threads` cores
+    min_pos:int=30, # fewest positive and negative films of a finding that is compared
 ):
     "Train the variants of an ablation that are missing, and compare them with the full recipe"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         out = run_ablation(config, sets, out_dir, n_jobs, **({} if data_dir is None else dict(data_dir=data_dir)))
-        tables = compare_ablation(config, out, sets)
+        tables = compare_ablation(config, out, sets, min_pos=min_pos)
     except (DataError, StudyError) as e:
         print(f'cxrlg_ablation: {e}', file=sys.stderr)
         sys.exit(1 if isinstance(e, StudyError) else 2)

@@ -17,7 +17,7 @@ from fastai.torch_core import default_device
 from fastcore.basics import patch
 
 from .core import DataError, check_labels, few, labels_of
-from .data import training_targets
+from .label_values import training_targets
 
 # %% ../nbs/00c_batches.ipynb #3952736e
 def batch_rng(

@@ -156,8 +156,10 @@ def _simulate(rows, proposal, auc, m, rng):
     at = np.searchsorted(np.cumsum(proposal), (np.arange(m) + rng.random()) / m * proposal.sum() * (1 - 1e-12))
     e = draw_evidence(rows[at], auc, rng)
     like = e @ rows.T
-    like = np.exp(like - like.max(1, keepdims=True))
-    return e, like / (like @ proposal.astype(np.float32))[:, None]
+    like -= like.max(1, keepdims=True) # in place: m times K is much memory
+    np.exp(like, out=like)
+    like /= (like @ proposal.astype(np.float32))[:, None]
+    return e, like
 
 def _classes(like, rows, weights):
     "Weight of each film with and without each finding, under each column of weights [K, B]: two of [m, L * B]"

@@ -236,9 +236,16 @@ def _without_folder(names):
 
 def _last_part(names): return names.str.replace(r'^.*/', '', regex=True)
 
+def _each_spelled(names):
+    "As `spelled` for several columns, a name that is in all of them once"
+    codes, different = pd.factorize(pd.concat(names), use_na_sentinel=False)
+    keys = spelled(pd.Series(different)).to_numpy(object)[codes]
+    parts = np.split(keys, np.cumsum([len(n) for n in names])[:-1])
+    return [pd.Series(k, n.index, dtype=str) for k, n in zip(parts, names)]
+
 def key_films(sheets):
     "Give the films of all sheets keys that agree as far as they can; a film that a sheet has twice is refused"
-    spellings = [spelled(s.films.film) for s in sheets]
+    spellings = _each_spelled([s.films.film for s in sheets])
     for sheet, names in zip(sheets, spellings):
         twice = sheet.films.film[names.duplicated()]
         if not len(twice): continue
@@ -247,7 +254,7 @@ def key_films(sheets):
     for how in (lambda n: n, _without_folder, _last_part):
         keys = [how(n) for n in spellings]
         if any(k.duplicated().any() for k in keys): continue
-        shared = len(set.intersection(*map(set, keys)))
+        shared = len(set.intersection(*(set(k.tolist()) for k in keys)))
         if shared <= best: continue
         best = shared
         for sheet, k in zip(sheets, keys): sheet.key = k
@@ -256,12 +263,13 @@ def key_films(sheets):
 # %% ../nbs/00d_sheets.ipynb #b2863000
 def same_films(sheets, only_shared):
     "The sheets with the same films in the same order, and how many were left out of any"
-    every, shared = (f(*(set(s.key) for s in sheets)) for f in (set.union, set.intersection))
+    keys = [set(s.key.tolist()) for s in sheets]
+    every, shared = set.union(*keys), set.intersection(*keys)
     if not shared:
         names = '; '.join(f'{s.source} has {few(s.films.film, 2)}' for s in sheets)
         raise DataError(f'no film is in all files: {names}: are their names spelled alike?')
-    for s in sheets:
-        lost = sorted(every - set(s.key))
+    for s, own in zip(sheets, keys):
+        lost = sorted(every - own)
         if not lost or only_shared: continue
         raise DataError(f'{s.source} lacks {len(lost):,} films that another file has ({few(lost)}): '
                         f'add them, or use only_shared (--only_shared) for the {len(shared):,} that all have')

@@ -27,10 +27,11 @@ from .batches import fold_dls
 from .callbacks import EMA, Checkpoint, History
 from .config import TrainConfig, check_names
 from .core import DataError, check_known, file_lock, labels_of, new_file, read_json, repo_root, runs_dir, write_json, writing
-from .data import audit, decide_uncertain, read_table
+from .data import audit, read_table
 from .eval import macro_auc, tta
 from .features import FeatureCache, FrozenHead, feature_dls, pixels_hash
 from .films import PixelCache
+from .label_values import decide_uncertain
 from .learner import determinism, enough_memory, fit_fold, make_learner, make_model, positive_share, resolve_amp, train_device
 from .model import CXRNet, predict_logits, save_model
 from .phantom import make_phantom, with_uncertain

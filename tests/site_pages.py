@@ -65,7 +65,7 @@ def sentence(node): return ' '.join((ast.get_docstring(node) or '').partition('\
 
 
 TASKS = {
-    'Data': 'answers core label_files readers sheets data phantom pictures dicom films batches',
+    'Data': 'answers core label_files label_values readers sheets data phantom pictures dicom films batches',
     'Splits': 'splits',
     'Model': 'model maps features',
     'Loss': 'asl',

@@ -190,3 +190,16 @@ def test_a_mapping_by_finding_has_no_other_policy_to_compare_with(tmp_path):
     (tmp_path/'sets.yaml').write_text('sets: {a: {base: base.yaml}}\nvariants: {own: {uncertain: {Edema: ones}}}')
     says = 'a, own: uncertain is a mapping by finding, which has no other policy'
     with pytest.raises(DataError, match=says): read_ablation(tmp_path/'sets.yaml')
+
+
+@pytest.mark.parametrize('name, says', [('phantom_separate', 'findings of their own'), ('nih128_separate', 'findings of their own')])
+def test_networks_with_findings_of_their_own_have_no_table(tmp_path, capsys, name, says):
+    assert compare_ablation(ROOT/'configs'/f'{name}.yaml', tmp_path) == {}
+    assert says in capsys.readouterr().out
+
+
+def test_a_set_of_some_folds_has_no_table(tmp_path, capsys):
+    (tmp_path/'base.yaml').write_text('{study: base, data: phantom, n_splits: 3, folds: [0], arms: [none]}')
+    (tmp_path/'some.yaml').write_text('{sets: {part: {base: base.yaml, parameters: {}}}, variants: {no_ema: {ema: 0}}}')
+    assert compare_ablation(tmp_path/'some.yaml', tmp_path) == {}
+    assert 'not every fold' in capsys.readouterr().out

@@ -9,7 +9,7 @@ import torch
 import cxrlg.batches as batches
 from cxrlg.batches import fold_dls
 from cxrlg.core import DataError
-from cxrlg.data import decide_uncertain
+from cxrlg.label_values import decide_uncertain
 
 
 # ---- loaders

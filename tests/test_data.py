@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from cxrlg.core import DataError, labels_of
-from cxrlg.data import CHEXPERT, audit, read_table, training_targets
+from cxrlg.data import CHEXPERT, audit, read_table
 from cxrlg.eval import macro_auc
 from cxrlg.films import PixelCache, read_film
+from cxrlg.label_values import training_targets
 from cxrlg.readers import years
 from folders import GOOD, good, table, write_films, write_rows  # noqa: F401 (fixtures)
 
