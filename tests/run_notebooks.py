@@ -23,9 +23,10 @@ def only_imports(source):
 
 def code_hash(nb):
     """Hash of a notebook's code cells but its imports, in order: outputs are fresh when it is the stored one.
-    Which names are public prints nothing: `exporti` is read as `export`"""
+    Which names are public, and what a caption says, prints nothing: `exporti` is read as `export`, captions are left out"""
     sources = [c.source for c in nb.cells if c.cell_type == 'code' and not only_imports(c.source)]
     sources = [re.sub(r'^#\| *exporti\b', '#| export', source) for source in sources]
+    sources = [re.sub(r'^#\| *(?:fig|tbl)-(?:cap|alt): .*\n', '', source, flags=re.M) for source in sources]
     return hashlib.sha256('\0'.join(sources).encode()).hexdigest()[:16]
 
 

@@ -320,9 +320,6 @@ def test_the_navigation_shows_where_one_is():
 
 # ---- tables
 
-TIMED = {'20_bench_data', '20_bench_splits', '20_benchmarks'} # their outputs are measurements: captions come with the next run
-
-
 def tables_without_caption(path):
     "The first words of each printed table and each table in the text of a page that has no caption"
     bare = []
@@ -334,7 +331,7 @@ def tables_without_caption(path):
     return bare
 
 
-@pytest.mark.parametrize('path', [p for p in sorted(NBS.glob('20_*.ipynb')) if p.stem not in TIMED], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted(NBS.glob('20_*.ipynb')), ids=lambda p: p.stem)
 def test_every_table_of_a_result_page_has_a_caption_that_stands_alone(path):
     assert tables_without_caption(path) == []
     codes = [c.source for c in cells(path, 'code')]
