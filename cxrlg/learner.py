@@ -214,7 +214,7 @@ def fit_fold(
     checkpoint:Checkpoint=None, # where to resume from and save to; None trains without
 ) -> Learner: # whose model holds the averaged weights
     "Train with warm-up and cosine, from the checkpoint's epoch on"
-    learn.add_cbs([checkpoint, *_trackers(cfg, checkpoint)])
+    learn.add_cbs([checkpoint, *_trackers(cfg, checkpoint)] if checkpoint else [])
     learn.failure = None
     schedules = [warmup_cosine(lr, cfg.warmup) for lr in (cfg.lr, cfg.lr*cfg.graph_lr)][:len(learn.opt.hypers)]
     rates = ParamScheduler({'lr': lambda pct: [schedule(pct) for schedule in schedules]})

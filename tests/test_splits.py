@@ -21,6 +21,7 @@ from sklearn.multioutput import MultiOutputClassifier
 from cxrlg import splits
 from cxrlg.core import DataError, film_key
 from cxrlg.splits import *
+from cxrlg.splits import folds_hash
 
 NAMES = ['Cardiomegaly', 'Edema', 'Mass', 'Nodule', 'Hernia', 'Effusion']
 
