@@ -227,13 +227,19 @@ def _score(cfg, table, pixels, rows):
 
 def _score_all(todo, table, pixels, rows, n, bar):
     "Score folds side by side; the first error ends all of them"
-    pixels = _Stoppable(pixels)
+    pixels, submitted = _Stoppable(pixels), threading.Event()
+    def score(cfg):
+        submitted.wait() # an interrupt within `submit` can leave a thread that the pool does not wait for
+        if not pixels.stopped.is_set(): _score(cfg, table, pixels, rows)
     with concurrent.futures.ThreadPoolExecutor(n) as pool:
         try:
-            ended = concurrent.futures.as_completed([pool.submit(_score, cfg, table, pixels, rows) for cfg in todo])
+            scoring = [pool.submit(score, cfg) for cfg in todo]
+            submitted.set()
+            ended = concurrent.futures.as_completed(scoring)
             for job in tqdm(ended, total=len(todo), desc=f'{todo[0].study}: locked patients', unit='fold', disable=not bar): job.result()
         except BaseException:
             pixels.stopped.set()
+            submitted.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
