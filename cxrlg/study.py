@@ -12,6 +12,7 @@ import itertools
 import json
 import sys
 import threading
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -125,6 +126,14 @@ def _restate(cfg):
         old = read_json(folder.config)
         if old and old.get('unit', 'film') != cfg.unit: write_json(folder.config, old | dict(unit=cfg.unit), indent=1)
 
+def _warn_of_few_steps(cfg, folds):
+    "Say so where a fold is trained in one step: the warm-up begins at a learning rate of 0"
+    counts = folds[folds >= 0].value_counts()
+    films = int(counts.sum() - counts.max())
+    if films > cfg.bs or cfg.epochs > 1: return
+    warnings.warn(f'one step in all ({films} films a fold, bs={cfg.bs}), at a learning rate of 0: nothing is learned; '
+                  'lower bs or raise epochs')
+
 def prepare(
     jobs:list, # TrainConfigs of one study
 ):
@@ -136,7 +145,7 @@ def prepare(
     table, pixels = load_data(first)
     _check_data(jobs, table, pixels)
     if not all(map(is_done, jobs)) and first.data != 'phantom': _audit(first, table, pixels)
-    load_folds(first, table)
+    _warn_of_few_steps(first, load_folds(first, table))
     if first.freeze: trained_part(first, make_model(replace(first, arm='none'), table.attrs['labels']), pixels)
     counts = [k for k in ('left_out', 'other_views') if k in table.attrs or k == 'left_out']
     write_json(first.study_folder.flow, {k: int(table.attrs.get(k, 0)) for k in counts})

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -303,6 +304,15 @@ def test_an_interrupt_before_the_first_wait_ends_every_fold_too(tmp_path, monkey
     monkeypatch.setattr(concurrent.futures, 'as_completed', interrupted)
     with pytest.raises(KeyboardInterrupt): score_locked(jobs, bar=False, n_jobs=2)
     assert sorted(ends) == [0, 1]
+
+
+@pytest.mark.parametrize('bs, epochs, said', [(64, 1, True), (64, 2, False), (4, 1, False)])
+def test_a_study_that_takes_one_step_says_that_it_learns_nothing(tmp_path, bs, epochs, said):
+    jobs = expand(TINY | dict(out_dir=str(tmp_path), bs=bs, epochs=epochs, arms=['none']))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        study.prepare(jobs)
+    assert said == any('nothing is learned' in str(w.message) for w in seen)
 
 
 def test_a_process_that_comes_second_does_not_score_again(tmp_path, monkeypatch):
