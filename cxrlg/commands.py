@@ -63,7 +63,8 @@ def study(
         _stop('cxrlg_study', e, 1)
     except KeyboardInterrupt: _stop('cxrlg_study', 'stopped; the same command goes on from the last finished epoch of each fold', 130)
     print(_shown(results).to_string(index=False))
-    print(f'report: {runs_dir(settings.get("out_dir", ""))/settings["study"]/"report.html"}')
+    from cxrlg.results import StudyFolder
+    print(f'report: {StudyFolder(runs_dir(settings.get("out_dir", ""))/settings["study"]).report}')
 
 # %% ../nbs/09_commands.ipynb #c090000a
 def _pairs(option, given):
@@ -115,7 +116,8 @@ def evaluate(
     except DataError as e: _stop('cxrlg_evaluate', e, 2)
     except KeyboardInterrupt: _stop('cxrlg_evaluate', f'stopped; {out} was not written', 130)
     import pandas as pd
-    print(_shown(pd.read_csv(report.with_name('results.csv'))).to_string(index=False))
+    from cxrlg.results import StudyFolder
+    print(_shown(pd.read_csv(StudyFolder(report.parent).results)).to_string(index=False))
     print(f'report: {report}')
 
 # %% ../nbs/09_commands.ipynb #c0900011

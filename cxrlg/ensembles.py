@@ -21,15 +21,14 @@ from scipy.special import expit
 import cxrlg
 from .core import DataError, clip_logit, few, first_line, read_json, write_json
 from .model import CXRNet, describe_model, load_model, model_from
+from .results import FoldFolder, StudyFolder
 from .tables import best_arm
 
 # %% ../nbs/07b_ensembles.ipynb #f68bd634
 def _folds_by_arm(study):
     "arm -> (seed, fold) -> folder, finished or not"
     arms = {}
-    for folder in study.glob('*/seed*/fold*'):
-        arm, seed, fold = folder.parts[-3], folder.parts[-2][4:], folder.parts[-1][4:]
-        if seed.isdigit() and fold.isdigit(): arms.setdefault(arm, {})[int(seed), int(fold)] = folder
+    for (arm, seed, fold), folder in StudyFolder(study).found().items(): arms.setdefault(arm, {})[seed, fold] = folder.path
     return arms
 
 def _pick_arm(study, arm):
@@ -56,8 +55,8 @@ def _chosen(wanted, there, what, where):
 # %% ../nbs/07b_ensembles.ipynb #6e2fa04a
 def _settings(path):
     "What one fold says of itself: findings, size, mode, data, number of folds"
-    again = 'remove this fold and train it again'
-    try: config, model = [json.loads((path/name).read_text()) for name in ('config.json', 'model.json')]
+    again, fold = 'remove this fold and train it again', FoldFolder(path)
+    try: config, model = [json.loads(file.read_text()) for file in (fold.config, fold.model)]
     except (OSError, ValueError) as e:
         raise DataError(f'{path}: config.json or model.json cannot be read ({type(e).__name__}): {again}') from e
     lack = [k for k in ('labels', 'size', 'n_splits', 'data') if k not in (model if k == 'labels' else config)]
@@ -151,15 +150,15 @@ def _of_study(path, arm, seeds, folds, raw):
     arm, found = _pick_arm(path, arm)
     seeds = _chosen(seeds, [s for s, _ in found], 'seed', path/arm)
     wanted = _chosen(folds, [f for s, f in found if s in seeds], 'fold', path/arm)
-    folders = {(s, f): d for (s, f), d in sorted(found.items()) if s in seeds and f in wanted and (d/'done.json').is_file()}
+    folders = {(s, f): d for (s, f), d in sorted(found.items()) if s in seeds and f in wanted and FoldFolder(d).done.is_file()}
     if not folders:
         raise DataError(f'{path} holds no finished fold of arm {arm} (no {arm}/seed*/fold*/done.json): train it with cxrlg_study')
     shared = _shared_settings(folders.values())
     n_splits = shared.pop('n_splits')
     expected = range(n_splits) if folds is None else wanted
     notes = _notes(arm, [(s, f) for s in seeds for f in expected], found, folders, shared['data'])
-    scale = None if raw else _calibration(path/'calibration.json', arm, shared['labels'])
-    points = [{k: r.get(k) for k in ('label', 'rule', 'threshold')} for r in _raw_points(path/'results.json', arm)]
+    scale = None if raw else _calibration(StudyFolder(path).calibration, arm, shared['labels'])
+    points = [{k: r.get(k) for k in ('label', 'rule', 'threshold')} for r in _raw_points(StudyFolder(path).tables, arm)]
     return Ensemble(path, path.resolve().name, arm, folders, notes=notes, scale=scale, points=points, **shared)
 
 # %% ../nbs/07b_ensembles.ipynb #d4ac2752

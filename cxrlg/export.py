@@ -28,6 +28,7 @@ from .core import DataError, atomic_write, few, printable, run_command
 from .ensembles import WEIGHTS, file_sha256, is_exported
 from .evaluate import whole_folder
 from .predict import Predictor, parse_seeds
+from .results import FoldFolder, StudyFolder
 
 # %% ../nbs/08b_export.ipynb #5619f85d
 class _Whole(nn.Module):
@@ -121,12 +122,11 @@ def _of_finding(name, y, patients):
 
 def _data_facts(predictor):
     "Films, patients and findings in all finished folds of the arm"
-    folds = sorted((predictor.path/predictor.arm).glob('seed*/fold*'))
-    one = {path.name: path for path in folds if (path/'done.json').is_file()}
-    oof = pd.concat([pd.read_parquet(path/'oof.parquet') for path in one.values()], ignore_index=True)
+    study = StudyFolder(predictor.path)
+    one = {folder.fold: folder for folder in study.finished().values() if folder.arm == predictor.arm}
+    oof = pd.concat([pd.read_parquet(folder.oof) for folder in one.values()], ignore_index=True)
     rows = [_of_finding(l, oof[f'y:{l}'], oof.patient) for l in predictor.labels]
-    path = predictor.path/'folds.csv'
-    out = pd.read_csv(path, dtype={'patient': str}).query('fold < 0') if path.is_file() else ()
+    out = pd.read_csv(study.folds, dtype={'patient': str}).query('fold < 0') if study.folds.is_file() else ()
     return dict(films=len(oof), patients=oof.patient.nunique(), folds=len(one), findings=_markdown(rows),
                 rare=[r['finding'] for r in rows if r['positive'] < 30], outside=(len(out), out.patient.nunique()) if len(out) else None)
 
@@ -147,13 +147,13 @@ def _of_arm(rows, arm, default):
 
 def _localisation_facts(predictor):
     "What the study's localisation.csv says of the arm"
-    path = predictor.path/'localisation.csv'
+    path = StudyFolder(predictor.path).localisation
     rows = pd.read_csv(path).to_dict('records') if path.is_file() else []
     return dict(localisation=_markdown(_of_arm(rows, predictor.arm, predictor.arm), _LOCALISATION))
 
 def _result_facts(predictor):
     "What the study's results.json says of the arm"
-    found, arm = _read_json(predictor.path/'results.json'), predictor.arm
+    found, arm = _read_json(StudyFolder(predictor.path).tables), predictor.arm
     def rows(name): return _of_arm(found.get(name, []), arm, arm)
     if not rows('arms'): return dict(results=None)
     first, only = rows('arms')[0], arm if len(found['arms']) == 1 else None
@@ -180,12 +180,12 @@ def _without_folders(value):
 
 def _method_facts(predictor):
     "Parameters, versions and hashes of the models"
-    first = _read_json(next(iter(predictor.folders.values()))/'config.json')
+    first = _read_json(FoldFolder(next(iter(predictor.folders.values()))).config)
     parameters = [dict(parameter=k, value=json.dumps(_without_folders(v))) for k, v in first.items() if k not in _NOT_METHOD]
     stated = first.get('versions', {}) | {'cxrlg that wrote this card': cxrlg.__version__}
     stated |= {f'hash of {k}': v for k, v in first.get('hashes', {}).items() if k != 'config'}
     for (s, f), path in predictor.folders.items():
-        stated[f'sha256 of seed{s}/fold{f}/model.safetensors'] = file_sha256(path/'model.safetensors')
+        stated[f'sha256 of seed{s}/fold{f}/model.safetensors'] = file_sha256(FoldFolder(path).weights)
     return dict(parameters=_markdown(parameters), versions=_markdown([dict(what=k, value=v) for k, v in stated.items()]),
                 group=first.get('group', 'patient'), data=first['data'], n_splits=first['n_splits'])
 

@@ -24,6 +24,7 @@ from .data import FILM_SUFFIXES, read_table
 from .films import PixelCache
 from .maps import plot_map
 from .predict import Predictor
+from .results import FoldFolder, StudyFolder
 
 # %% ../nbs/08a_localise.ipynb #387df2e8
 _NIH_NAMES = {'Infiltrate': 'Infiltration'}
@@ -77,7 +78,7 @@ def held_out(
     patients, # [n] patient of each film
 ) -> np.ndarray: # int [n]: the fold whose models have not seen the patient; -1: none has; -2: all have
     "Which models may be asked about which film"
-    path = predictor.path/'folds.csv'
+    path = StudyFolder(predictor.path).folds
     if not path.is_file(): raise DataError(f'{path} is not there: without it nothing says which patients the models have seen')
     folds = pd.read_csv(path, dtype={'patient': str}).groupby('patient').fold.agg(['min', 'max'])
     mine = folds.reindex(pd.Series(patients).astype(str)).fillna(-1).astype(int)
@@ -308,14 +309,14 @@ def _films_alone(study_dir, root, boxes):
     "A table of the films with boxes, found by name: the patient is that of the study's own list, else the film by itself"
     wanted = set(boxes.image.map(_stem))
     films = [f for f in walk_files(root, FILM_SUFFIXES) if _stem(f) in wanted]
-    path = Path(study_dir)/'folds.csv'
+    path = StudyFolder(study_dir).folds
     known = pd.read_csv(path, dtype=str) if path.is_file() else pd.DataFrame(dict(image=[], patient=[]))
     patient = dict(zip(known.image.map(_stem), known.patient))
     return pd.DataFrame(dict(image=films, patient=[patient.get(_stem(f), _stem(f)) for f in films]))
 
 def _folder_table(predictor, dataset, root, boxes):
     "The table of a folder: read as the study's own films are, unless another reader is named; `films` needs no list"
-    config = json.loads((next(iter(predictor.folders.values()))/'config.json').read_text(encoding='utf-8'))
+    config = json.loads(FoldFolder(next(iter(predictor.folders.values()))).config.read_text(encoding='utf-8'))
     dataset, options = dataset or config.get('data'), {}
     if dataset in ('films', 'phantom', None): return _films_alone(predictor.path, root, boxes)
     if dataset == config['data']: options = {k: v for k, v in config.get('data_args', {}).items() if k not in ('mode', 'n_jobs')}
@@ -384,8 +385,8 @@ def write_localisation(
     pixels, out = PixelCache(table, root, predictor.size, predictor.mode, progress=progress), Path(out_dir or study_dir)
     found = localise(predictor, table, pixels, boxes, **options)
     summary, each = hit_table(found, n_boot), found.drop(columns='row').assign(boxes=found.boxes.map(len))
-    for name, t in (('localisation.csv', summary), ('localisation_films.csv', each)):
-        with atomic_write(out/name) as f: _merged(out/name, predictor.arm, t).to_csv(f, index=False, float_format='%.6f')
+    for path, t in ((StudyFolder(out).localisation, summary), (out/'localisation_films.csv', each)):
+        with atomic_write(path) as f: _merged(path, predictor.arm, t).to_csv(f, index=False, float_format='%.6f')
     with atomic_write(out/'localisation.png') as f: overlay_sheet(predictor, pixels, found).savefig(f, format='png')
     return summary
 
@@ -404,6 +405,6 @@ def main(
     "Compare a study's class-activation maps with boxes"
     boxes = boxes or Path(root)/'BBox_List_2017.csv'
     work = lambda: write_localisation(study_dir, root, boxes, dataset, arm, n_boot=n_boot, side=side, tolerance=tolerance)
-    table = Path(study_dir)/'localisation.csv'
+    table = StudyFolder(study_dir).localisation
     print(run_command(work, table, 'cxrlg_localise').round(3).to_string(index=False))
     print(f'{table}, localisation_films.csv, localisation.png')

@@ -366,8 +366,8 @@ def _write(folder, sets, tables, facts):
     files = tables | dict(predictions=sets.films.reset_index(drop=True).join(probs))
     for name, t in files.items():
         with atomic_write(folder / f'{name}.csv') as f: for_spreadsheets(t).to_csv(f, index=False, float_format='%.6g')
-    for name, content in (('auc.png', figure.png), ('report.html', page.encode())):
-        with atomic_write(folder / name) as f: f.write_bytes(content)
+    for path, content in ((folder / 'auc.png', figure.png), (StudyFolder(folder).report, page.encode())):
+        with atomic_write(path) as f: f.write_bytes(content)
 
 def _sets(study, films, y, logits, unit, views):
     "Both sets, the films there by their cases"

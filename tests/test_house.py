@@ -19,6 +19,7 @@ import yaml
 
 from conftest import ROOT
 from cxrlg._pages import parameter_rows, public_names
+from cxrlg.results import FileIn, FoldFolder, StudyFolder
 from run_notebooks import code_hash
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
@@ -279,6 +280,23 @@ def test_an_exported_cell_fits_on_a_screen(path):
     "At most 60 lines, but for a table of fields that has to stand in one class"
     exported = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == 'code' and c.source.startswith('#| export')]
     assert [source.splitlines()[1] for source in exported if len(source.splitlines()) > 60 and 'class TrainConfig' not in source] == []
+
+
+def spelled_outside(source):
+    "Names of a study's files that stand as texts in a room's code"
+    names = {f.name for kind in (FoldFolder, StudyFolder) for f in vars(kind).values() if isinstance(f, FileIn)}
+    return {n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant) and n.value in names - {'lock', 'figures'}}
+
+
+@pytest.mark.parametrize('room', sorted(set(PAGES) - {'results'}))
+def test_the_name_of_a_studys_file_is_written_once(room):
+    "In `results`; a model's files are those of `model` too, on a floor below, and of what is exported; the report's template has its name"
+    exported = {'model.safetensors', 'config.json'}
+    own = dict(model={'model.json', 'model.safetensors'}, ensembles=exported, report={'report.html'})
+    assert spelled_outside((ROOT/'cxrlg'/f'{room}.py').read_text()) == own.get(room, set())
+
+
+def test_a_name_written_twice_is_seen(): assert spelled_outside("path/'done.json'") == {'done.json'}
 
 
 def test_public_names_are_few():
