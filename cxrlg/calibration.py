@@ -159,7 +159,10 @@ def calibration_line(
     pat, ids = patient_codes(np.arange(len(y)) if patients is None else patients, len(y))
     z, found = clip_logit(s[0].astype(float), 1e-7), np.full((2, 1 + n_boot, len(names)), np.nan)
     known = {l: ~np.isnan(y[:, l]) for l in range(len(names)) if not no_auc(y[:, l])}
-    lines = {l: _line_of(y[k, l], z[k, l], pat[k], len(ids)) for l, k in known.items()}
+    def of(label):
+        rows = known[label]
+        return _line_of(y[rows, label], z[rows, label], pat[rows], len(ids))
+    lines = dict(zip(known, in_threads(of, known, y.size)))
     weights = patient_weights(len(ids), n_boot, seed, n_films=len(y))
     parts = [in_threads(lambda of: of[0](w.astype(float)), lines.values(), y.size * w.shape[1]) for w in weights]
     for i, (l, (_, exact)) in enumerate(lines.items()):

@@ -38,7 +38,6 @@ def _shown(results):
     shown = ['arm', *folds, 'mean', 'pooled', 'change', 'change_low', 'change_high', 'verdict']
     return results[[c for c in shown if c in results]].round(4).fillna('')
 
-# %% ../nbs/09_commands.ipynb #1e7f0cea
 @call_parse
 def study(
     config:str, # the study's YAML file

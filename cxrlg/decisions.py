@@ -123,17 +123,17 @@ def group_gaps(
 )->pd.DataFrame: # a row a variable, value, label and measure: `here there gap low high p p_holm`
     "AUC and sensitivity of each group of films less those of the largest group"
     y, s, names = checked_scores(targets, probs, labels)
-    (pat, ids), folds, rows = patient_codes(patients, len(y)), np.zeros(len(y), int) if folds is None else np.asarray(folds), []
+    (pat, ids), folds = patient_codes(patients, len(y)), np.zeros(len(y), int) if folds is None else np.asarray(folds)
     each = {v: films_by_value(groups[v]) for v in groups}
     large = {v: {g: k for g, k in films.items() if len(np.unique(pat[k])) >= min_patients} for v, films in each.items()}
-    for l, name in enumerate(names):
+    compared = {v: films for v, films in large.items() if len(films) > 1}
+    def of_label(l):
         k, call = ~np.isnan(y[:, l]), np.full(len(y), np.nan)
-        if no_auc(y[:, l]): continue
+        if no_auc(y[:, l]): return []
         call[k] = called_at(y[k, l], s[0, k, l], folds[k], [('sensitivity', sensitivity)])[0]
-        for variable, films in large.items():
-            if len(films) < 2: continue
-            gaps = _label_gaps(y[:, l], s[0, :, l], call, pat, len(ids), films, min_pos, level)
-            rows += [dict(variable=variable, label=name) | gap for gap in gaps]
+        gaps = {v: _label_gaps(y[:, l], s[0, :, l], call, pat, len(ids), films, min_pos, level) for v, films in compared.items()}
+        return [dict(variable=v, label=names[l]) | gap for v, found in gaps.items() for gap in found]
+    rows = sum(in_threads(of_label, range(len(names)), y.size), [])
     columns = ['variable', 'value', 'against', 'label', 'measure', 'here', 'there', 'gap', 'low', 'high', 'p']
     out = pd.DataFrame(rows, columns=columns)
     return out.assign(p_holm=out.groupby('measure').p.transform(lambda p: holm(p)) if len(out) else [])

@@ -162,16 +162,6 @@ def _fold_numbers(folds, n):
     if lost.any(): raise DataError(f'{lost.sum()} films have no fold, first row {int(np.argmax(lost))}: -1 leaves a film out')
     return fold
 
-def _prepared(y, s, pat, n_patients, fold, metric):
-    "What was sorted once: (model, fold, label) -> function of weights, where the metric is defined"
-    found = {}
-    for k, f in enumerate(np.unique(fold[fold >= 0])):
-        for l in range(y.shape[1]):
-            rows = np.flatnonzero((fold == f) & ~np.isnan(y[:, l]))
-            if not len(rows) or (metric in RANKED and no_auc(y[rows, l])): continue
-            for m in range(len(s)): found[m, k, l] = METRICS[metric](y[rows, l], s[m, rows, l], pat[rows], n_patients)
-    return found
-
 def in_threads(
     work, # function of an item
     items, # the items
@@ -180,6 +170,25 @@ def in_threads(
     "The same work on many items, by as many threads as there are processors where it is worth one"
     if size < 2**20 or n_cpus() < 2: return [work(item) for item in items]
     with ThreadPoolExecutor(n_cpus()) as pool: return list(pool.map(work, items))
+
+def _defined(y, fold, metric):
+    "(fold, label) -> rows of its known films, where the metric is defined"
+    found = {}
+    for k, f in enumerate(np.unique(fold[fold >= 0])):
+        for l in range(y.shape[1]):
+            rows = np.flatnonzero((fold == f) & ~np.isnan(y[:, l]))
+            if len(rows) and not (metric in RANKED and no_auc(y[rows, l])): found[k, l] = rows
+    return found
+
+def _prepared(y, s, pat, n_patients, fold, metric):
+    "What was sorted once: (model, fold, label) -> function of weights, where the metric is defined"
+    rows = _defined(y, fold, metric)
+    keys = [(m, k, l) for k, l in rows for m in range(len(s))]
+    def prepare(key):
+        m, k, l = key
+        use = rows[k, l]
+        return METRICS[metric](y[use, l], s[m, use, l], pat[use], n_patients)
+    return dict(zip(keys, in_threads(prepare, keys, s.size)))
 
 # %% ../nbs/06_eval.ipynb #1cd72e69
 def bootstrap(

@@ -30,7 +30,6 @@ def _timm_name(arch):
     near = get_close_matches(arch, timm.list_models(), 3, 0.5)
     raise DataError(f"timm has no model {arch!r}" + (f': nearest are {", ".join(near)}' if near else '; timm.list_models() lists them'))
 
-# %% ../nbs/02_model.ipynb #f7225d49
 def _weights_file(weights):
     "The file of `weights`: a path, or `package:NAME/PATH` for a file inside an installed Python package"
     if not str(weights).startswith('package:'): return Path(weights)
@@ -50,7 +49,6 @@ def _read_weights(weights):
     if not named: raise DataError(f'weights: {file} holds no named tensors: save a state_dict')
     return state
 
-# %% ../nbs/02_model.ipynb #ed494978
 def _names(part):
     "One name or several as a tuple"
     return () if not part else (part,) if isinstance(part, str) else tuple(part)
@@ -74,7 +72,6 @@ def _zero_head(backbone):
     for p in backbone.get_classifier().parameters(): nn.init.zeros_(p)
     return backbone
 
-# %% ../nbs/02_model.ipynb #0238e9cf
 def _backbone(arch, n_labels, in_chans, pretrained, weights, drop_rate, arch_args):
     "A timm model with `n_labels` outputs, its weights random, from timm's hub, or from a local file"
     args = dict(num_classes=n_labels, in_chans=in_chans, drop_rate=drop_rate, **arch_args)

@@ -27,7 +27,6 @@ def _join_later(row):
     a = np.repeat(np.arange(len(row)), later)
     return a, a + 1 + np.arange(len(a)) - np.repeat(np.cumsum(later) - later, later)
 
-# %% ../nbs/01_splits.ipynb #edfa58fd
 def _group_counts(
     y, # [n, L]: 1 present, 0 absent, NaN unknown
     group, # int [n]: 0..G-1
@@ -48,7 +47,6 @@ def _weights(total, n_labels, pair_share):
     w[1 + 2*n_labels:] *= pair_share
     return w
 
-# %% ../nbs/01_splits.ipynb #04e24229
 def _greedy(
     counts, # sparse [G, C]
     w, # [C]
@@ -74,12 +72,10 @@ def _prevalence_deviation(pos, known): # both [K, L], per fold; deviation of eac
         dev = np.abs(pos / known / (pos.sum(0) / known.sum(0)) - 1)
     return np.where(pos.sum(0) > 0, np.where(known > 0, dev, np.inf), np.nan)
 
-# %% ../nbs/01_splits.ipynb #80ba47e3
 def _pair_deviation(pairs, films, n_pairs): # pairs [K, *], films [K] -> mean absolute deviation of the rate
     rate = pairs / np.maximum(films, 1)[:, None]
     return np.abs(rate - pairs.sum(0) / films.sum()).sum() / max(n_pairs * len(films), 1)
 
-# %% ../nbs/01_splits.ipynb #644ef5ab
 def _judge(counts, fold, n_splits, L): # -> (prevalence deviation, pair deviation)
     pick = sparse.csr_matrix((np.ones(len(fold)), (fold, np.arange(len(fold)))), shape=(n_splits, len(fold)))
     sums = (pick @ counts).toarray()
@@ -95,7 +91,6 @@ def _floor(counts, n_splits, L): # the prevalence deviation that whole films and
     off = np.maximum(np.maximum(np.ceil(ideal), largest) / ideal - 1, 1 - np.floor(ideal) / ideal)
     return off.max(initial=0) + n_splits / counts[:, 0].sum()
 
-# %% ../nbs/01_splits.ipynb #da675b58
 def _assign(counts, n_splits, L, rng=None): # -> int [G], the best of at most four runs of the greedy
     total, ties = np.asarray(counts.sum(0)).ravel(), np.arange(counts.shape[0])
     if rng is not None: ties = rng.permutation(len(ties))
@@ -119,7 +114,6 @@ def _check_groups(groups, n_splits, what='group'): # -> int [n], ids numbered in
     if len(ids) < n_splits: raise DataError(f'n_splits={n_splits} is more than the {len(ids)} {what}s: use fewer folds')
     return code
 
-# %% ../nbs/01_splits.ipynb #061ee2b1
 def _warn_rare(n_pos, names, n_splits, what='group'): # n_pos [L]: groups with at least one positive
     rare = [f'{name} {n:.0f}' for name, n in zip(names, n_pos) if n < n_splits]
     if rare: warnings.warn(f'some of the {n_splits} folds will lack a label; {what}s with a positive: ' + ', '.join(rare))
@@ -164,7 +158,6 @@ def _check_folds(table, folds): # -> int [n]
         raise DataError('folds and table have different indexes: align them')
     return f
 
-# %% ../nbs/01_splits.ipynb #6df3a51d
 def balance_report(
     table:pd.DataFrame, # one row a film: `image`, `patient` if known, one column a finding (1, 0, NaN)
     folds, # int, one a row: 0..K-1, -1 = in no fold (left out here)
@@ -179,7 +172,6 @@ def balance_report(
     report.attrs = _fold_figures(y, f, K, report) | {'out': len(table) - len(f)}
     return report
 
-# %% ../nbs/01_splits.ipynb #b7872324
 def _finding_rows(table, y, pos, known, names):
     with np.errstate(invalid='ignore', divide='ignore'): rate, each = pos.sum(0) / known.sum(0), pos / known
     lacks = [' '.join(map(str, np.flatnonzero((p == 0) | (p == n)))) for p, n in zip(pos.T, known.T)]
@@ -189,7 +181,6 @@ def _finding_rows(table, y, pos, known, names):
     columns |= {'deviation': _prevalence_deviation(pos, known).max(0), 'one_class': lacks}
     return pd.DataFrame(columns, index=pd.Index(names, name='finding'))
 
-# %% ../nbs/01_splits.ipynb #8c40247a
 def _fold_figures(y, f, K, report):
     sizes, (a, b), p = np.bincount(f, minlength=K), np.triu_indices(y.shape[1], 1), (y == 1).astype(float)
     pairs = np.stack([(p[f == k].T @ p[f == k])[a, b] for k in range(K)])
@@ -240,7 +231,6 @@ def _is_locked(patient, share): # -> bool [n]
     if not locked.any(): raise DataError(f'locked={share:g} of {len(part)} patients sets none aside: give a larger share, or locked=0')
     return locked
 
-# %% ../nbs/01_splits.ipynb #11c2e94d
 def _out_rows(table, group, locked, official): # -> bool [n], the films that are in no fold
     out = np.zeros(len(table), bool)
     if locked:
@@ -250,7 +240,6 @@ def _out_rows(table, group, locked, official): # -> bool [n], the films that are
     if official: out |= _official_test(table, group)
     return out
 
-# %% ../nbs/01_splits.ipynb #1259a2a7
 def _official_test(table, group): # -> bool [n]
     test = table.split.isin(['test']).to_numpy(bool) if 'split' in table else np.zeros(len(table), bool)
     if not test.any():
@@ -283,14 +272,12 @@ def _check_patients(table):
         raise DataError(f'the patient is missing (NaN) in {len(missing)} rows, the first is row {missing[0]} '
                         f'({table.image.iloc[missing[0]]}): fill it in or drop them')
 
-# %% ../nbs/01_splits.ipynb #268a9c2c
 def _patient_folds(y, names, patient, n_splits, seed): # -> int [n]
     code, L = _check_groups(patient, n_splits, 'patient'), len(names)
     counts = _group_counts(y, code)
     _warn_rare((counts[:, 1+L:1+2*L] > 0).sum(0).A1, names, n_splits, 'patient')
     return _assign(counts, n_splits, L, check_random_state(seed))[code]
 
-# %% ../nbs/01_splits.ipynb #e36f4761
 def _image_folds(y, names, n_splits, seed): # -> int [n], iterative stratification itself
     if len(y) < n_splits: raise DataError(f'n_splits={n_splits} is more than the {len(y)} films: use fewer folds')
     if len(names) < 2: raise DataError(f"group='image' needs two findings or more, the table has only {names[0]}: use group='patient'")
@@ -329,7 +316,6 @@ def folds_hash(
     lines = sorted(f'{i},{k}\n' for i, k in zip(table.image, _check_folds(table, folds)))
     return hashlib.sha256(''.join(lines).encode()).hexdigest()
 
-# %% ../nbs/01_splits.ipynb #bf2e6a4c
 def _write_folds(table, folds, path):
     "The folds as CSV, whole or not at all"
     rows = pd.DataFrame({'image': table.image, 'patient': table.get('patient', ''), 'fold': folds})
@@ -357,7 +343,6 @@ def read_folds(
     folds.attrs['hash'] = folds_hash(table, folds)
     return folds
 
-# %% ../nbs/01_splits.ipynb #6a4204dd
 def _check_images(path, listed, images):
     wrong = {'listed twice': listed[listed.duplicated()], 'not in the table': listed[~listed.isin(images)],
              'not listed': images[~images.isin(listed)]}

@@ -41,7 +41,6 @@ from .train import oof_frame, refuse_fatal, trained_part
 # %% ../nbs/07_study.ipynb #7f035a3b
 _LISTS = dict(arms='arm', seeds='seed', folds='fold')
 
-# %% ../nbs/07_study.ipynb #7b357650
 def read_config(
     config:str|dict, # path of a YAML file, or its content as a mapping
     overrides:dict=None, # parameters that replace those of the file
@@ -102,7 +101,6 @@ def _check_data(jobs, table, pixels, folds=None):
             raise DataError(f'{cfg.path} was trained on another {" and other ".join(changed)} than {cfg.data} gives now: '
                             'use another study name, or remove that folder')
 
-# %% ../nbs/07_study.ipynb #06ce5664
 def _check_model(cfg):
     "Build the model of a configuration and pass two black films through it"
     model = make_model(cfg, ['one', 'two'], [.5, .5])
@@ -111,7 +109,6 @@ def _check_model(cfg):
     except (RuntimeError, AssertionError, ValueError) as e:
         raise DataError(f'arch={cfg.arch!r} cannot take films of size={cfg.size}: {first_line(e)}') from e
 
-# %% ../nbs/07_study.ipynb #856fb692
 def _audit(cfg, table, pixels):
     "Audit the films of a study into `problems.csv`, with the odd ones as a picture, and refuse fatal problems"
     folder = cfg.study_folder
@@ -151,7 +148,6 @@ def prepare(
     write_json(first.study_folder.flow, {k: int(table.attrs.get(k, 0)) for k in counts})
     _restate(first)
 
-# %% ../nbs/07_study.ipynb #27f06862
 def _train_all(pending, train, study, total, bar):
     "Run jobs and show how many folds are done; the lines of those that failed"
     failed = []
@@ -208,7 +204,6 @@ def _has_locked(cfg):
     if not path.is_file(): raise DataError(f'{path} is missing: cxrlg_study writes it again')
     return bool((pd.read_csv(path, usecols=['fold']).fold == -1).any())
 
-# %% ../nbs/07_study.ipynb #2e128c49
 def _locked_frame(cfg, table, pixels, rows):
     "What a fold's model says of `rows`, in the columns of `oof.parquet`"
     model = load_model(cfg.path).to(train_device(cfg.device), memory_format=torch.channels_last)
@@ -291,7 +286,6 @@ def _evaluation_key(folder, n_boot):
     parts = [done, units, _hash(folder.flow), n_boot, cxrlg.__version__, _evaluating_code()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
-# %% ../nbs/07_study.ipynb #903afe0f
 def evaluate(
     study:str, # name of the study
     out_dir:str='', # where the studies lie, as in `runs_dir`
@@ -323,7 +317,6 @@ def _absolute(cfg):
 def _write_settings(path, config):
     with atomic_write(path) as f: Path(f).write_text(yaml.safe_dump(config, sort_keys=False))
 
-# %% ../nbs/07_study.ipynb #98e6a54e
 def run_study(
     config:str|dict, # path of a YAML file, or its content as a mapping
     n_jobs:int=None, # jobs at a time; None: one a GPU, or one for each `threads` cores; on a cluster as many as it takes

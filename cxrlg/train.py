@@ -48,7 +48,6 @@ def data_root(
     root = Path(cfg.data_dir).expanduser()
     return root if root.is_absolute() else repo_root()/root
 
-# %% ../nbs/05_train.ipynb #09ce83e6
 def _phantom(cfg, args):
     "The phantom, some of its labels uncertain where `uncertain_share` asks for it"
     share = args.pop('uncertain_share', 0)
@@ -72,7 +71,6 @@ def _read_data(cfg):
     table = keep_views(read_table(cfg.data, root, uncertain=cfg.uncertain, definite=cfg.definite, **options), cfg.views)
     return table, PixelCache(table, root, cfg.size, cache_dir=runs_dir(cfg.out_dir)/'cache', **cache)
 
-# %% ../nbs/05_train.ipynb #6728e1c5
 def refuse_fatal(
     problems:pd.DataFrame, # from `audit`
 ):
@@ -102,7 +100,6 @@ def load_data(
     refuse_fatal(audit(table, progress=False, verbose=False))
     return table, pixels
 
-# %% ../nbs/05_train.ipynb #49a86826
 @contextmanager
 def _study_folder(folder):
     "One process at a time in the part that writes a study's folds; clears what a killed one left of them"
@@ -112,7 +109,6 @@ def _study_folder(folder):
             for part in folder.path.glob('folds.csv.tmp-*'): part.unlink()
         yield
 
-# %% ../nbs/05_train.ipynb #29f99a95
 def _folds(cfg, table, path=None):
     "The folds that a configuration makes, written to `path` if it is given"
     how = dict(group=cfg.group, seed=cfg.fold_seed, locked=cfg.locked, official=cfg.official)
@@ -186,13 +182,11 @@ def oof_frame(
     for name, values in (('y', y), *logits.items()): frame |= {f'{name}:{label}': values[:, j] for j, label in enumerate(labels)}
     return pd.DataFrame(frame)
 
-# %% ../nbs/05_train.ipynb #6f563e53
 def _versions():
     "Versions of what the numbers depend on"
     packages = ('cxrlg', 'torch', 'timm', 'fastai', 'numpy', 'pandas', 'scikit-learn', 'iterative-stratification')
     return {'python': platform.python_version()} | {p: version(p) for p in packages}
 
-# %% ../nbs/05_train.ipynb #7c7f7b7f
 def data_hashes(
     table:pd.DataFrame, # the table
     pixels, # its films: a PixelCache, which knows its hash, or an array
@@ -246,7 +240,6 @@ def _write_results(cfg, learn, model, inputs, table, folds, hashes, seconds):
     with writing(folder.done): write_json(folder.done, done, indent=1)
     folder.checkpoint.unlink(missing_ok=True)
 
-# %% ../nbs/05_train.ipynb #fd94168b
 def is_done(
     cfg:TrainConfig, # parameters
 ) -> bool: # is there a finished result of exactly this configuration, with all its files?
@@ -289,7 +282,6 @@ def _tidy(folder):
     if not folder.checkpoint.exists() and not folder.lock.exists(): return
     with fold_lock(folder.path): folder.checkpoint.unlink(missing_ok=True)
 
-# %% ../nbs/05_train.ipynb #81e97dbf
 def _as_config(config):
     "A TrainConfig from a mapping of some of its parameters"
     if isinstance(config, TrainConfig): return config

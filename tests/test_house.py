@@ -282,6 +282,23 @@ def test_an_exported_cell_fits_on_a_screen(path):
     assert [source.splitlines()[1] for source in exported if len(source.splitlines()) > 60 and 'class TrainConfig' not in source] == []
 
 
+def exported_pairs(cells):
+    "Ids of exported cells that follow another with nothing between them; cells of imports do not count"
+    def exports(cell):
+        lines = cell.source.splitlines()
+        return lines[:1] in (['#| export'], ['#| exporti']) and not all(re.match(r'import |from |[ )]|$', l) for l in lines[1:])
+    return [b.id for a, b in zip(cells, cells[1:]) if exports(a) and exports(b)]
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=lambda p: p.stem)
+def test_prose_or_an_example_stands_between_exported_cells(path): assert exported_pairs(nbformat.read(path, 4).cells) == []
+
+
+def test_two_exported_cells_in_a_row_are_seen():
+    cells = [nbformat.v4.new_code_cell(f'#| {kind}\n{code}') for kind, code in [('export', 'a = 1'), ('exporti', 'b = 2'), ('export', 'import c')]]
+    assert exported_pairs(cells) == [cells[1].id]
+
+
 def spelled_outside(source):
     "Names of a study's files that stand as texts in a room's code"
     names = {f.name for kind in (FoldFolder, StudyFolder) for f in vars(kind).values() if isinstance(f, FileIn)}
