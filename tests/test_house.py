@@ -295,7 +295,8 @@ def test_prose_or_an_example_stands_between_exported_cells(path): assert exporte
 
 
 def test_two_exported_cells_in_a_row_are_seen():
-    cells = [nbformat.v4.new_code_cell(f'#| {kind}\n{code}') for kind, code in [('export', 'a = 1'), ('exporti', 'b = 2'), ('export', 'import c')]]
+    written = [('export', 'a = 1'), ('exporti', 'b = 2'), ('export', 'import c')]
+    cells = [nbformat.v4.new_code_cell(f'#| {kind}\n{code}') for kind, code in written]
     assert exported_pairs(cells) == [cells[1].id]
 
 
