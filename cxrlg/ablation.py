@@ -262,7 +262,7 @@ def plot_ablation(
     fig, axs = plt.subplots(1, n, figsize=(4.6*n + 1, 1.2 + .3*rows), sharey=n > 1, squeeze=False, layout='constrained')
     for ax, (name, t) in zip(axs[0], tables.items()):
         t = t.drop(index='full').iloc[::-1]
-        ax.errorbar(t.change, t.index, xerr=np.abs([t.change - t.low, t.high - t.change]), fmt='o', ms=4, lw=1)
+        ax.errorbar(t.change, t.index, xerr=np.abs([t.change - t.low, t.high - t.change]), fmt='o', ms=4, lw=1, color='.25')
         ax.axvline(0, c='grey', lw=.8)
         ax.set(title=(titles or {}).get(name, name), xlabel='change of macro AUC')
     return fig
