@@ -13,6 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from conftest import ROOT
 from cxrlg.ablation import ablation_table
+from cxrlg.controls import coupling_controls
+from cxrlg.corrections import Outputs
 from cxrlg.data import read_table
 from cxrlg.kept import load_outputs, load_study
 from cxrlg.eval import auc_interval, macro_auc, paired_bootstrap
@@ -80,6 +82,19 @@ def test_intervals_and_changes_of_the_findings(name, start):
         if arm == 'none': continue
         t = paired_bootstrap(y, p['none'], p[arm], films.patient, films.fold, few.labels).loc['macro']
         assert numbers(cells[-3]) == pytest.approx([t.change, t.low, t.high], abs=.0006)
+
+
+@pytest.mark.parametrize('name, apart, together', [
+    ('nih128', '0.004 (0.000 to 0.008)', '(-0.001 to +0.001)'),
+    ('phantom', '0.015 (0.006 to 0.022)', '0.004 (0.000 to 0.008)'),
+])
+def test_what_couplings_gain_after_networks_trained_apart_and_together(name, apart, together):
+    both, part = load_outputs(ROOT/'nbs'/'results'/f'{name}_separate.npz')[0], FINDINGS[FINDINGS.index('**Training together'):]
+    for z, written in ((both.arms['separate'], apart), (both.logits, together)):
+        out = Outputs(both.targets, z, both.patients, both.folds, both.labels)
+        t = coupling_controls(out, ['couplings_min'], metrics=('auc',), n_boot=1000, bar=False).table.set_index('arm').loc['couplings_min']
+        numbers = [float(x) for x in re.findall(r'[-+]?\d\.\d{3}', written)]
+        assert written in part and numbers == pytest.approx([t.change, t.low, t.high][-len(numbers):], abs=.0006)
 
 
 def test_the_ablation_in_the_paper_page():
