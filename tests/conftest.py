@@ -46,7 +46,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    "Files of long tests are slow as a whole, some tests of others by name; `make quick` leaves them out"
+    "Files of long tests are slow as a whole, and begin first; some tests of others are slow by name; `make quick` leaves them out"
+    items.sort(key=lambda item: item.module.__name__ not in SLOW)
     for item in items:
         room = item.module.__name__
         if room in SLOW or item.originalname in SLOW_TESTS: item.add_marker('slow')
