@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from .core import DataError, few, new_file
 from .eval import macro_auc
-from .graph import GraphL1
+from .graph import GraphL1, LabelGraph
 
 # %% ../nbs/05a_callbacks.ipynb #c728665c
 class EMA(Callback):
@@ -138,7 +138,8 @@ class StepGuard(Callback):
 
     def before_fit(self):
         self.stats = _batchnorm_statistics(self.model)
-        self.label_graph, device = getattr(self.model, 'graph', None), next(self.model.parameters()).device
+        graph, device = getattr(self.model, 'graph', None), next(self.model.parameters()).device
+        self.label_graph = graph if isinstance(graph, LabelGraph) else None
         saved = self.saved or dict(counts=[0, 0, 0, 0], poison=False)
         self.counts = torch.tensor(saved['counts'], device=device)
         self.poison = torch.tensor(saved['poison'], device=device)

@@ -39,7 +39,8 @@ def _whole(low):
 def _is_study_name(v): return isinstance(v, str) and v != 'cache' and re.fullmatch(r'\w[\w.-]{0,99}', v)
 def _are_names(v): return isinstance(v, list) and all(isinstance(o, str) and o for o in v) and len(set(v)) == len(v)
 
-ARMS = ('none', 'l1', 'prox', 'free')
+ARMS = ('none', 'l1', 'prox', 'free', 'tied')
+_ARM = "none (plain classifier), l1 (the paper's graph), prox (exact zeros), free (no penalty), tied (a tree of findings)"
 _message = _one_of('prob', 'centred', 'logit')
 _precision = _one_of('auto', 'bf16', 'fp16', 'no')
 _device = _one_of('', 'cpu', 'cuda', 'mps')
@@ -86,7 +87,7 @@ class TrainConfig:
     weights:Annotated[str, _text, 'or from a local file'] = ''
     freeze:Annotated[bool, _yes_or_no, 'keep the pretrained network as it is; train the last layer and the graph on its features'] = False
     drop_rate:Annotated[float, _share, 'dropout before the last layer'] = 0.2
-    arm:Annotated[str, _one_of(*ARMS), "none (plain classifier), l1 (the paper's graph), prox (exact zeros), free (no penalty)"] = 'none'
+    arm:Annotated[str, _one_of(*ARMS), _ARM] = 'none'
     alpha:Annotated[float, _number(0), 'strength of the graph'] = 0.3
     message:Annotated[str, _message, 'what a finding sends: prob (as published), centred (less its prevalence) or logit'] = 'prob'
     symmetric:Annotated[bool, _yes_or_no, 'one coupling a pair of findings instead of two'] = False

@@ -207,6 +207,8 @@ def onnx_example(
     "The lines that predict a film with an exported file, without this library"
     return _render('onnx_example.py.jinja', file=Path(file).name, mode=mode)
 
+_REFINED = dict(LabelGraph='label graph', TiedTree='tree of findings')
+
 def model_card(
     predictor:Predictor, # of a study's folder
     flip:bool=True, # are mirror images averaged?
@@ -222,7 +224,7 @@ def model_card(
     models, points = [f'seed {s} fold {f}' for s, f in p.folders], p.thresholds.to_dict('records')
     text = _render('model_card.md', study=p.ensemble.name, arm=p.arm, models=models, labels=p.labels, size=p.size, mode=p.mode,
                    kind=p.kind, notes=p.notes, flip=flip, calibrated=p.scale is not None, points=_markdown(points),
-                   graph=any(m.graph is not None for m in p.models), **facts)
+                   graph=_REFINED.get(type(p.models[0].graph).__name__, ''), **facts)
     return re.sub(r'\n{3,}', '\n\n', text)
 
 # %% ../nbs/08b_export.ipynb #ef7aecf6

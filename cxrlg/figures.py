@@ -26,7 +26,7 @@ from .verdicts import plot_verdicts
 
 # %% ../nbs/06ea_figures.ipynb #f10000b2
 METHOD_COLOURS = dict( # trained arms, then corrections fitted after the model
-    none='#5a5a5a', l1='#d55e00', prox='#0072b2', free='#d464a5', posthoc='#009e73',
+    none='#5a5a5a', l1='#d55e00', prox='#0072b2', free='#d464a5', tied='#8b0000', posthoc='#009e73',
     scale='#222222', couplings='#009e73', couplings_min='#4d5c00', logit='#00838f', symmetric='#6a8fd8', chosen='#8a6d3b',
     placebo='#8c8c8c', stacking='#5b2c1a', ridge='#3d2b8f', ising='#b58900',
     scale_by_view='#7b1fa2', couplings_by_view='#c2185b')

@@ -97,6 +97,12 @@ def ema_support_(self:LabelGraph,
     return self
 
 @patch
+def describe(self:LabelGraph) -> dict: # arguments of the class, less the number of labels, as plain JSON
+    "What the layer is built from"
+    prevalence = None if self.prevalence is None else self.prevalence.tolist()
+    return dict(alpha=self.alpha, message=self.message, symmetric=self.symmetric, prevalence=prevalence)
+
+@patch
 def extra_repr(self:LabelGraph):
     "What PyTorch prints of the layer"
     return f'{self.n_labels}, alpha={self.alpha}, message={self.message!r}, symmetric={self.symmetric}'

@@ -31,6 +31,8 @@ from .callbacks import EMA, Checkpoint, EpochSeed, History, StepGuard, warmup_co
 from .config import TrainConfig
 from .core import DataError, first_line, process_wide
 from .graph import GraphL1, LabelGraph
+from .readers import parents_of
+from .tree import TiedTree
 from .model import CXRNet
 from .trackers import Tracker
 
@@ -84,13 +86,14 @@ def _start_at(model, prevalence):
     return model
 
 # %% ../nbs/05d_learner.ipynb #16c0001b
-def _label_graph(cfg, n_labels, prevalence):
-    "The graph of a configuration's arm; None for `none`"
+def _label_graph(cfg, labels, prevalence):
+    "The graph of a configuration's arm, or its tree of findings; None for `none`"
     if cfg.arm == 'none': return None
+    if cfg.arm == 'tied': return TiedTree(labels, parents_of(labels))
     centred = cfg.message == 'centred'
     if centred and prevalence is None:
         raise DataError("message='centred' needs the share of positives of each finding: give it as prevalence=")
-    return LabelGraph(n_labels, cfg.alpha, cfg.message, cfg.symmetric, prevalence if centred else None)
+    return LabelGraph(len(labels), cfg.alpha, cfg.message, cfg.symmetric, prevalence if centred else None)
 
 # %% ../nbs/05d_learner.ipynb #da39aa3d
 _NOT_BUILT = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, AssertionError, RuntimeError) # what timm raises
@@ -101,7 +104,7 @@ def make_model(
     prevalence=None, # [L] share of positives in training: for message='centred', and where a new last layer starts for bce
 ) -> CXRNet: # with random or pretrained weights, which depend on the seed and not on the arm
     "The model of a configuration"
-    graph = _label_graph(cfg, len(labels), prevalence)
+    graph = _label_graph(cfg, labels, prevalence)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
@@ -113,11 +116,15 @@ def make_model(
     return _start_at(model, torch.as_tensor(prevalence)) if new else model
 
 # %% ../nbs/05d_learner.ipynb #9d18c45a
+def _targets(dls):
+    "[n, L] labels of the training films: 1, 0 or NaN"
+    return dls.train.y[torch.as_tensor(dls.train.index)]
+
 def positive_share(
     dls, # fastai DataLoaders of a fold
 ) -> torch.Tensor: # [L], from 0 to 1; one half for a finding that is known for no film
     "Share of positives of each finding among the training films for which it is known"
-    return dls.train.y[torch.as_tensor(dls.train.index)].nanmean(0).nan_to_num(.5)
+    return _targets(dls).nanmean(0).nan_to_num(.5)
 
 # %% ../nbs/05d_learner.ipynb #a0500008
 def repeated_blocks(
@@ -155,14 +162,14 @@ def _compiling(cfg, device):
 # %% ../nbs/05d_learner.ipynb #19afad9c
 def _split_graph(model):
     "Two parameter groups: everything else, and the graph's couplings if there is a graph"
-    couplings = [] if model.graph is None else [model.graph.A]
+    couplings = [model.graph.A] if isinstance(model.graph, LabelGraph) else []
     rest = [p for p in model.parameters() if not any(p is c for c in couplings)]
     return [rest, couplings] if couplings else [rest]
 
 # %% ../nbs/05d_learner.ipynb #11f13604
 def _graph_callback(cfg):
-    "The L1 term of the arm: the paper's sub-gradient at 1e-3, or proximal steps at a share of lam_max; `free` has none"
-    if cfg.arm in ('none', 'free'): return []
+    "The L1 term of the arm: the paper's sub-gradient at 1e-3, or proximal steps at a share of lam_max; other arms have none"
+    if cfg.arm in ('none', 'free', 'tied'): return []
     if cfg.arm == 'l1': return [GraphL1(1e-3 if cfg.lam < 0 else cfg.lam, mode='l1')]
     how = dict(share=cfg.lam_share) if cfg.lam < 0 else dict(lam=cfg.lam)
     return [GraphL1(mode='prox', step=min(1., 0.3*cfg.graph_lr), **how)]
@@ -190,6 +197,7 @@ def make_learner(
     amp = resolve_amp(cfg.amp, dls.device)
     if cfg.compile and dls.device.type == 'mps': raise DataError('compile=true is not supported on mps: set compile to false')
     model = (model or make_model(cfg, labels, positive_share(dls))).to(dls.device, memory_format=torch.channels_last)
+    if isinstance(model.graph, TiedTree): model.graph.fit_(_targets(dls))
     model.amp = _HALF.get(amp)
     if cfg.compile: _compile(model.backbone)
     if cfg.grad_checkpoint: recompute_blocks(model.backbone)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .core import DataError, atomic_write, first_line, process_wide
 from .graph import LabelGraph
+from .tree import TiedTree
 
 # %% ../nbs/02_model.ipynb #4b917c78
 def _timm_name(arch):
@@ -92,7 +93,7 @@ class CXRNet(nn.Module):
     def __init__(self,
         arch:str='seresnext101_32x4d', # name of a timm model
         labels:list=None, # names of the findings, in the order of the outputs
-        graph:LabelGraph=None, # refines the logits; None gives the plain classifier
+        graph:nn.Module=None, # refines the logits: a `LabelGraph`, or a `TiedTree`; None gives the plain classifier
         in_chans:int=1, # channels of the backbone's input: 1, or 3 to repeat the grey film
         pretrained:bool=False, # weights from timm's hub (needs a network once)
         weights:str='', # a file of backbone weights, `.safetensors` or torch's; `package:NAME/PATH` finds it in an installed package
@@ -101,8 +102,8 @@ class CXRNet(nn.Module):
     ):
         super().__init__()
         if not labels: raise DataError('labels: a CXRNet needs the names of its findings')
-        if graph is not None and graph.A.shape[0] != len(labels):
-            raise DataError(f'the graph has {graph.A.shape[0]} labels, the model {len(labels)}')
+        if graph is not None and graph.n_labels != len(labels):
+            raise DataError(f'the graph has {graph.n_labels} labels, the model {len(labels)}')
         if in_chans not in (1, 3): raise DataError(f'in_chans={in_chans}: films have 1 channel; 3 repeats it')
         self.arch, self.arch_args, self.labels = arch, dict(arch_args or {}), list(labels)
         self.in_chans, self.drop_rate = in_chans, drop_rate
@@ -138,11 +139,7 @@ def describe_model(
     model:CXRNet, # a model
 ) -> dict: # what `model_from` builds it from
     "What is needed to build a model again, as plain JSON"
-    g = model.graph
-    graph = None
-    if g is not None:
-        prevalence = None if g.prevalence is None else g.prevalence.tolist()
-        graph = dict(alpha=g.alpha, message=g.message, symmetric=g.symmetric, prevalence=prevalence)
+    graph = None if model.graph is None else model.graph.describe()
     of = dict(arch=model.arch, labels=model.labels, in_chans=model.in_chans)
     return of | dict(drop_rate=model.drop_rate, arch_args=model.arch_args, graph=graph)
 
@@ -160,13 +157,18 @@ def save_model(
     with atomic_write(path/'model.json') as f: Path(f).write_text(json.dumps(describe_model(model) | extra, indent=1))
 
 # %% ../nbs/02_model.ipynb #f4513cea
+def _graph_from(description, labels):
+    "The graph, or the tree of findings, of a description"
+    if 'parents' in description: return TiedTree(labels, **description)
+    return LabelGraph(len(labels), **description)
+
 def model_from(
     description:dict, # as `describe_model` gives it
     state:dict, # name -> tensor
 ) -> CXRNet: # on the CPU, in eval mode
     "A model from its description and its tensors"
     d = description
-    graph = LabelGraph(len(d['labels']), **d['graph']) if d['graph'] else None
+    graph = d['graph'] and _graph_from(d['graph'], d['labels'])
     model = CXRNet(d['arch'], d['labels'], graph, d['in_chans'], drop_rate=d['drop_rate'], arch_args=d['arch_args'])
     model.load_state_dict(state)
     return model.eval()

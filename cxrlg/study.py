@@ -33,6 +33,7 @@ from .features import pixels_hash
 from .learner import make_model, resolve_amp, train_device
 from .model import load_model, predict_logits
 from .programs import Programs, notebook
+from .readers import parents_first, parents_of
 from .results import StudyFolder
 from .splits import folds_hash
 from .train import data_hashes, data_root, fold_lock, is_done, load_data, load_folds
@@ -103,7 +104,7 @@ def _check_data(jobs, table, pixels, folds=None):
 
 def _check_model(cfg):
     "Build the model of a configuration and pass two black films through it"
-    model = make_model(cfg, ['one', 'two'], [.5, .5])
+    model = make_model(cfg, ['No Finding', 'Edema'], [.5, .5])
     try:
         with torch.no_grad(): model(torch.zeros(2, 1, cfg.size, cfg.size))
     except (RuntimeError, AssertionError, ValueError) as e:
@@ -141,6 +142,7 @@ def prepare(
     resolve_amp(first.amp, train_device(first.device))
     table, pixels = load_data(first)
     _check_data(jobs, table, pixels)
+    if any(cfg.arm == 'tied' for cfg in jobs): parents_first(parents_of(table.attrs['labels']), table.attrs['labels'])
     if not all(map(is_done, jobs)) and first.data != 'phantom': _audit(first, table, pixels)
     _warn_of_few_steps(first, load_folds(first, table))
     if first.freeze: trained_part(first, make_model(replace(first, arm='none'), table.attrs['labels']), pixels)

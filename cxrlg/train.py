@@ -31,6 +31,7 @@ from .data import audit, read_table
 from .eval import macro_auc, tta
 from .features import FeatureCache, FrozenHead, feature_dls, pixels_hash
 from .films import PixelCache
+from .graph import LabelGraph
 from .label_values import decide_uncertain
 from .learner import determinism, enough_memory, fit_fold, make_learner, make_model, positive_share, resolve_amp, train_device
 from .model import CXRNet, predict_logits, save_model
@@ -230,7 +231,7 @@ def _write_results(cfg, learn, model, inputs, table, folds, hashes, seconds):
     of = dict(versions=_versions(), hashes=hashes, device=str(device), amp_resolved=resolve_amp(cfg.amp, device))
     with new_file(folder.history) as f: learn.history.table.to_csv(f, index=False)
     with new_file(folder.oof) as f: oof.to_parquet(f, index=False)
-    if model.graph is not None:
+    if isinstance(model.graph, LabelGraph):
         with new_file(folder.couplings) as f: model.graph.couplings(labels).to_csv(f)
     macro = None if np.isnan(auc.macro) else auc.macro
     done = dict(config=cfg.hash, auc=macro, skipped=dict(auc.skipped), seconds=round(seconds, 2), epochs=cfg.epochs, films=len(rows))

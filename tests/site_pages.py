@@ -69,7 +69,7 @@ TASKS = {
     'Splits': 'splits',
     'Model': 'model maps features',
     'Loss': 'asl',
-    'Couplings': 'graph convex couplings stability headroom evidence corrections controls',
+    'Couplings': 'graph tree convex couplings stability headroom evidence corrections controls',
     'Training': 'callbacks trackers programs config learner engines train study ablation',
     'Judging': 'checks delong eval calibration decisions recalibration power verdicts',
     'Studies and their reports': 'replicates results predictions units tables figures report kept evaluate',

@@ -27,7 +27,7 @@ LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
 FLOORS = [
     {'answers', 'core'},
     {'label_files', 'label_values', 'readers'},
-    {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'checks', 'delong', 'eval'},
+    {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'tree', 'checks', 'delong', 'eval'},
     {'batches', 'model', 'maps', 'features', 'convex', 'couplings', 'stability', 'calibration', 'decisions', 'recalibration', 'power',
      'headroom', 'evidence', 'sheets'},
     {'callbacks', 'trackers', 'programs', 'replicates', 'results', 'verdicts', 'tables', 'corrections', 'kept', 'predictions', 'units',

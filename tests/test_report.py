@@ -314,7 +314,7 @@ def colours_drawn(fig, names):
 
 
 def test_a_method_has_one_colour_in_all_drawings(tmp_path):
-    arms = ('none', 'l1', 'prox', 'free', 'mine')
+    arms = ('none', 'l1', 'prox', 'free', 'tied', 'mine')
     study = read_study(example_study(tmp_path/'arms', 250, arms=arms, locked=.3))
     tables = summarise(study, n_boot=20)
     figures = {name: FIGURES[name][0](study, tables, '') for name in ('arms', 'auc', 'roc', 'training', 'changes')}
@@ -356,7 +356,8 @@ def lab(rgb):
     return np.array([116*y - 16, 500*(x - y), 200*(y - z)])
 
 
-TOGETHER = (('none', 'l1', 'prox', 'free', 'posthoc'), ('l1', 'prox', 'couplings_min', 'stacking'), ('couplings', 'couplings_min', 'ridge'))
+TOGETHER = (('none', 'l1', 'prox', 'free', 'tied', 'posthoc'), ('l1', 'prox', 'couplings_min', 'stacking'),
+            ('couplings', 'couplings_min', 'ridge'))
 
 
 @pytest.mark.parametrize('seen', [np.eye(3), RED_BLIND, GREEN_BLIND], ids=['all colours', 'no red', 'no green'])

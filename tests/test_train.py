@@ -49,7 +49,7 @@ def read(result): return {name: (result.path/name).read_bytes() for name in BYTE
 
 @pytest.fixture(scope='module')
 def reference(tmp_path_factory):
-    return {arm: run(tmp_path_factory.mktemp(arm), arm=arm) for arm in ('none', 'l1', 'prox', 'free')}
+    return {arm: run(tmp_path_factory.mktemp(arm), arm=arm) for arm in ('none', 'l1', 'prox', 'free', 'tied')}
 
 
 @pytest.mark.parametrize('arm', ['none', 'prox'])
@@ -59,7 +59,7 @@ def test_the_same_config_twice_gives_the_same_bytes(reference, tmp_path, arm): a
 class Stop(Exception): pass
 
 
-@pytest.mark.parametrize('arm', ['none', 'l1', 'prox', 'free'])
+@pytest.mark.parametrize('arm', ['none', 'l1', 'prox', 'free', 'tied'])
 def test_a_resumed_run_gives_the_same_bytes(reference, tmp_path, arm, monkeypatch):
     real = Checkpoint.after_epoch
     def die(self):
@@ -434,7 +434,7 @@ class ReadBack(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize('arm', ['none', 'l1', 'prox', 'free'])
+@pytest.mark.parametrize('arm', ['none', 'l1', 'prox', 'free', 'tied'])
 def test_nothing_in_a_step_reads_a_value_back(arm, monkeypatch):
     monkeypatch.setattr(asl, '_refuse', lambda odd: None) # a CPU looks at the targets at once, a GPU without waiting (test_asl)
     table, pixels = load_data(TrainConfig(**TINY))
