@@ -97,6 +97,12 @@ def test_what_couplings_gain_after_networks_trained_apart_and_together(name, apa
         assert written in part and numbers == pytest.approx([t.change, t.low, t.high][-len(numbers):], abs=.0006)
 
 
+def test_what_a_trained_tree_of_findings_does_on_the_phantom():
+    t = ablation_table(load_outputs(ROOT/'nbs'/'results'/'phantom_tied.npz')[0], n_boot=1000).loc['tied']
+    written = re.search(r'on the phantom, it is (-0\.\d+) \((-0\.\d+) to (-0\.\d+)\)', FINDINGS).groups()
+    assert [float(x) for x in written] == pytest.approx([t.change, t.low, t.high], abs=.0006) and t.verdict == 'worse'
+
+
 def test_the_ablation_in_the_paper_page():
     "Changes and intervals recomputed from the kept logits"
     text = (ROOT/'nbs'/'paper.qmd').read_text()
