@@ -34,9 +34,10 @@ def write_out_of_fold(path, seed, labels):
 def write_fold(path, seed=0, labels=LABELS, size=32, arch='test_resnet', done=True, graph=False, in_chans=1, arch_args={}, **config):
     "A finished fold of a model with random weights; `config` goes to config.json"
     torch.manual_seed(seed)
-    model = CXRNet(arch, labels, LabelGraph(len(labels)) if graph else None, in_chans=in_chans, arch_args=arch_args)
+    graph = LabelGraph(len(labels)) if graph is True else graph or None
+    model = CXRNet(arch, labels, graph, in_chans=in_chans, arch_args=arch_args)
     with torch.no_grad():
-        if graph: model.graph.A.copy_(torch.randn(len(labels), len(labels)))
+        if isinstance(graph, LabelGraph): graph.A.copy_(torch.randn(len(labels), len(labels)))
         model.backbone.get_classifier().weight.mul_(30)
     save_model(model, path, size=size)
     (path/'config.json').write_text(json.dumps(dict(data='nih', size=size, n_splits=2, data_args={}) | config))

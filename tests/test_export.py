@@ -15,6 +15,7 @@ import cxrlg.export as room
 from cxrlg.core import DataError
 from cxrlg.export import export_folder, export_onnx, main, model_card, onnx_example
 from cxrlg.films import read_film
+from cxrlg.tree import TiedTree
 from small_studies import LABELS, copy, load, names_in, numbers, one_thread, predictor, study, write_fold
 
 SCALE = {'Edema': dict(temperature=.3, bias=-1.), 'Mass': dict(temperature=2., bias=.5), 'Pneumonia': dict(temperature=1., bias=0.)}
@@ -26,11 +27,13 @@ def needs_onnx():
 
 # ---- the file
 
-@pytest.mark.parametrize('arm, in_chans, flip, scaled', [('prox', 1, True, True), ('none', 3, False, False)])
+@pytest.mark.parametrize('arm, in_chans, flip, scaled', [('prox', 1, True, True), ('none', 3, False, False), ('tied', 1, False, True)])
 def test_onnx_gives_the_numbers_of_the_command(tmp_path, arm, in_chans, flip, scaled):
     needs_onnx()
     import onnxruntime
-    for k in range(2 if flip else 1): write_fold(tmp_path/f's/{arm}/seed1/fold{k}', seed=k, in_chans=in_chans, graph=arm == 'prox')
+    tree = TiedTree(LABELS, {'Pneumonia': 'Edema'}).fit_(torch.tensor([[1., 0, 1], [0, 1, 0], [1, 0, 0]]))
+    graph = dict(none=False, prox=True, tied=tree)[arm]
+    for k in range(2 if flip else 1): write_fold(tmp_path/f's/{arm}/seed1/fold{k}', seed=k, in_chans=in_chans, graph=graph)
     if scaled: (tmp_path/'s'/'calibration.json').write_text(json.dumps({arm: SCALE}))
     predictor = load(tmp_path/'s')
     file = export_onnx(predictor, tmp_path/'new'/'m.onnx', flip)
