@@ -14,6 +14,7 @@ import re
 import socket
 import threading
 import unicodedata
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -28,6 +29,9 @@ from .answers import DataError, check_known, did_you_mean, few, first_line, prin
 
 # %% ../nbs/00_core.ipynb #c0de0002
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+# %% ../nbs/00_core.ipynb #d4571528
+warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 
 # %% ../nbs/00_core.ipynb #a000000b
 _all_ = ['DataError']
