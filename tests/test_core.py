@@ -1,5 +1,6 @@
 "What every room stands on: files whole or absent, locks that end with their process, one line for what a user can mend"
 import errno
+import fcntl
 import os
 import pickle
 import signal
@@ -11,7 +12,6 @@ import time
 import unicodedata
 from pathlib import Path
 
-import filelock._unix as native
 import numpy as np
 import pandas as pd
 import pytest
@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def no_locks(monkeypatch):
     "A file system without locks"
     def flock(*args): raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-    monkeypatch.setattr(native.fcntl, 'flock', flock)
+    monkeypatch.setattr(fcntl, 'flock', flock)
 
 
 HOLDERS = {
