@@ -86,10 +86,18 @@ def _start_at(model, prevalence):
     return model
 
 # %% ../nbs/05d_learner.ipynb #16c0001b
+def tree_of(
+    labels:list, # names of the findings
+) -> TiedTree: # of the arm `tied`, before it has counted the labels
+    "The tree of the findings; an error where they have none"
+    parents = parents_of(labels)
+    if not parents: raise DataError(f"arm='tied': no finding of {', '.join(labels)} has its parent among them: train another arm")
+    return TiedTree(labels, parents)
+
 def _label_graph(cfg, labels, prevalence):
     "The graph of a configuration's arm, or its tree of findings; None for `none`"
     if cfg.arm == 'none': return None
-    if cfg.arm == 'tied': return TiedTree(labels, parents_of(labels))
+    if cfg.arm == 'tied': return tree_of(labels)
     centred = cfg.message == 'centred'
     if centred and prevalence is None:
         raise DataError("message='centred' needs the share of positives of each finding: give it as prevalence=")

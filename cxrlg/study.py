@@ -30,10 +30,9 @@ from .core import DataError, atomic_write, first_line, read_json, read_yaml, run
 from .data import audit
 from .engines import StudyError, jobs_and_gpus, mark_versions, open_engine, plain
 from .features import pixels_hash
-from .learner import make_model, resolve_amp, train_device
+from .learner import make_model, resolve_amp, train_device, tree_of
 from .model import load_model, predict_logits
 from .programs import Programs, notebook
-from .readers import parents_first, parents_of
 from .results import StudyFolder
 from .splits import folds_hash
 from .train import data_hashes, data_root, fold_lock, is_done, load_data, load_folds
@@ -142,7 +141,7 @@ def prepare(
     resolve_amp(first.amp, train_device(first.device))
     table, pixels = load_data(first)
     _check_data(jobs, table, pixels)
-    if any(cfg.arm == 'tied' for cfg in jobs): parents_first(parents_of(table.attrs['labels']), table.attrs['labels'])
+    if any(cfg.arm == 'tied' for cfg in jobs): tree_of(table.attrs['labels'])
     if not all(map(is_done, jobs)) and first.data != 'phantom': _audit(first, table, pixels)
     _warn_of_few_steps(first, load_folds(first, table))
     if first.freeze: trained_part(first, make_model(replace(first, arm='none'), table.attrs['labels']), pixels)
