@@ -30,10 +30,8 @@ from .answers import DataError, check_known, did_you_mean, few, first_line, prin
 # %% ../nbs/00_core.ipynb #c0de0002
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-# %% ../nbs/00_core.ipynb #d4571528
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 
-# %% ../nbs/00_core.ipynb #a000000b
 _all_ = ['DataError']
 
 # %% ../nbs/00_core.ipynb #c0de0102
@@ -99,7 +97,6 @@ def atomic_write(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #d6ffb27c
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def system_error(
@@ -390,17 +387,16 @@ def repo_root(
     start, package = Path(start or Path.cwd()).resolve(), Path(cxrlg.__file__).resolve().parents[1]
     return next((f for f in (start, *start.parents, package) if (f/'settings.ini').is_file() and (f/'nbs').is_dir()), start)
 
+def n_cpus() -> int: # cores that this process may use
+    "How many cores there are for this process"
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
 # %% ../nbs/00_core.ipynb #0d00cb1b
 def runs_dir(
     out_dir:str='', # the place asked for; empty for the default
 ) -> Path: # folder that holds the studies
     "Where studies lie: `out_dir`, else `$CXRLG_RUNS`, else `runs/` at the repository's root, else `runs/` here"
     return Path(out_dir or os.environ.get('CXRLG_RUNS') or repo_root()/'runs').expanduser()
-
-# %% ../nbs/00_core.ipynb #d6d40d78
-def n_cpus() -> int: # cores that this process may use
-    "How many cores there are for this process"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 # %% ../nbs/00_core.ipynb #c0de0301
 def _as_text(value): return f"'{value}" if isinstance(value, str) and value.startswith(('=', '+', '-', '@', '\t', '\r')) else value

@@ -33,7 +33,6 @@ from .readers import READERS as _readers
 _ELSEWHERE = dict(read_film='films', PixelCache='films', fold_dls='batches')
 _all_ = ['CHEXPERT', 'NIH', 'FILM_SUFFIXES', 'register_reader', 'DataError', 'read_film', 'PixelCache', 'fold_dls']
 
-# %% ../nbs/00_data.ipynb #22c72cf0
 def __getattr__(name):
     "Films and batches have pages of their own; what a notebook has imported from here is loaded from there"
     if name not in _ELSEWHERE: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

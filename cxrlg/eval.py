@@ -136,7 +136,6 @@ def _mean_of(
 METRICS = dict(auc=_auc_of, ap=_ap_of, log_loss=_mean_of(film_log_loss), brier=_mean_of(_film_brier))
 RANKED = ('auc', 'ap') # metrics that need both classes
 
-# %% ../nbs/06_eval.ipynb #9a89c0ca
 def patient_weights(
     n_patients:int, # number of patients
     n_boot:int, # number of replicates
@@ -306,6 +305,8 @@ def paired_bootstrap(
     a, b = (label_statistics(bootstrap(targets, p, patients, f, metric, n_boot, seed, names)) for p, f in both)
     return paired_changes(a, b, names, level, single_patient(targets, patients, metric))
 
+_all_ = ['delong', 'holm']
+
 # %% ../nbs/06_eval.ipynb #862447bf
 def paired_changes(
     a:np.ndarray, # [B, L + 1] statistics of the reference
@@ -323,10 +324,6 @@ def paired_changes(
     out = pd.DataFrame(dict(a=a[0], b=b[0], change=d[0], low=low, high=high, p=p), index=names + ['macro'])
     return out.assign(p_holm=np.append(holm(p[:-1]), np.nan))
 
-# %% ../nbs/06_eval.ipynb #de10000b
-_all_ = ['delong', 'holm']
-
-# %% ../nbs/06_eval.ipynb #287f0778
 ADJUSTED = dict(none='not adjusted', holm='Holm, over the comparisons') # what a table's column `adjusted` says
 
 # %% ../nbs/06_eval.ipynb #a305ad1f

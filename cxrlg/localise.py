@@ -285,7 +285,6 @@ def plot_boxes(
     if point is not None: ax.plot(point[0]*s - .5, point[1]*s - .5, '+', color='cyan', markersize=9)
     return ax
 
-# %% ../nbs/08a_localise.ipynb #76ab4166
 def overlay_sheet(
     predictor, # `Predictor`
     pixels, # uint8 [n, s, s] films

@@ -23,7 +23,6 @@ _SIGNS = FINDINGS[1:]
 _PREVALENCE = np.array([.08, .17, .28, .07, .15, .08, .06, .17, .07, .24, .03, .05, .36])
 _REFRESH = np.array([.10, .06, .25, .08, .25, .25, .25, .25, .25, .20, .04, .06, .20])
 
-# %% ../nbs/00a_phantom.ipynb #76a8aca8
 _COUPLINGS = {('Enlarged Cardiomediastinum', 'Cardiomegaly'): 1.2, ('Cardiomegaly', 'Edema'): 1.2, ('Edema', 'Pleural Effusion'): 1.2,
               ('Cardiomegaly', 'Pleural Effusion'): .6, ('Lung Opacity', 'Edema'): 1.0, ('Lung Opacity', 'Consolidation'): 1.6,
               ('Lung Opacity', 'Pneumonia'): 1.4, ('Consolidation', 'Pneumonia'): 1.8, ('Lung Opacity', 'Atelectasis'): .9,
@@ -77,7 +76,6 @@ def _sample_labels(n_films, J, rng): # films of each patient, couplings [13, 13]
     y = y[np.arange(n_films.max()) < n_films[:, None]]
     return np.c_[y[:, :-1].sum(1) == 0, y].astype('float32')
 
-# %% ../nbs/00a_phantom.ipynb #f8c0fa60
 _HIDDEN, _FALSE, _SHARED = .05, .05, .6
 
 def _evidence(y, who, evidence, rng): # labels [n, 13], patient numbers [n] -> evidence [n, 13] in [0, 1]
@@ -118,7 +116,6 @@ def _trees(size): # size in pixels -> [24, 2 size, 2 size] vessel brightness
     rng = np.random.default_rng(7)
     return np.stack([_tree(rng, 2*size) for _ in range(_TREES)])
 
-# %% ../nbs/00a_phantom.ipynb #b65d67ed
 _ANATOMY = dict(
     thorax=(.80, .035), apex=(-.80, .03), dome_r=(.47, .05), dome_l=(.53, .05), dome_bend=(.10, .02), heart_l=(.30, .02),
     heart_r=(.09, .015), heart_y=(.36, .03), mediastinum=(.130, .010), knob=(.05, .02), rib_gap=(.150, .010),
@@ -356,7 +353,6 @@ def _draw(a, e, p, grain): # film columns, evidence and places by finding, grain
     img = _bones(s, a, img)*body + np.float32(.02)*(1 - body)
     return _expose(a, _add(img, _HARD, s, a, e, p), grain)
 
-# %% ../nbs/00a_phantom.ipynb #83efdc95
 def _chunk(films, e, p, i): # film table, evidence [n, 13], places [n, 13, 4], slice -> arguments of _draw
     a = _Columns({k: films[k].to_numpy()[i, None, None] for k in films})
     return (a, {k: e[i, j, None, None] for j, k in enumerate(_SIGNS)},

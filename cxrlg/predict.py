@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,6 @@ def _scaled(p, scale):
     "Probabilities [n, L] float32 through the scale, whose logits stay finite"
     return calibrated(clip_logit(p.astype(float), np.finfo(np.float32).eps), scale).astype(np.float32)
 
-# %% ../nbs/08_predict.ipynb #ded81478
 def _is_path(film): return isinstance(film, (str, bytes, os.PathLike))
 
 def _as_list(films):
@@ -105,7 +105,6 @@ def _probs(model, pixels, flip):
     logits = predict_logits(model, pixels, bs=len(pixels))
     return tta(logits['r'], logits['rf'])
 
-# %% ../nbs/08_predict.ipynb #4a67587c
 def _traced(net):
     "The calls of a network in their order, or none where torch.fx cannot follow it"
     try: return list(fx.symbolic_trace(net).graph.nodes)
@@ -272,6 +271,16 @@ def submission(self:Predictor,
     if len(bad):
         raise DataError(f'{len(bad):,} of {len(table):,} films could not be read, and a submission needs them all. First: {bad.iloc[0]}')
     return table.assign(**{id: ids})[names].set_axis(header, axis=1)
+
+@patch
+def export(self:Predictor,
+    format:str='onnx', # the one format there is
+    path='model.onnx', # file to write; `model_card.md` is written beside it
+    flip:bool=True, # average with the mirror image?
+) -> Path: # the file
+    "The ensemble as one file, by `export_onnx` of the room that builds on this one"
+    if format != 'onnx': raise DataError(f'format={format!r}: there is onnx')
+    return import_module('cxrlg.export').export_onnx(self, path, flip)
 
 # %% ../nbs/08_predict.ipynb #37a863df
 def _sheet_name(i, file):

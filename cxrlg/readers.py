@@ -26,6 +26,12 @@ NIH = ['Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodul
        'Emphysema', 'Fibrosis', 'Pleural_Thickening', 'Hernia']
 FILM_SUFFIXES = ('.png', '.jpg', '.jpeg', '.dcm', '.dicom')
 
+CHEXPERT_PARENTS = {
+    'Enlarged Cardiomediastinum': 'No Finding', 'Cardiomegaly': 'Enlarged Cardiomediastinum', 'Lung Opacity': 'No Finding',
+    'Lung Lesion': 'Lung Opacity', 'Edema': 'Lung Opacity', 'Consolidation': 'Lung Opacity', 'Pneumonia': 'Consolidation',
+    'Atelectasis': 'Lung Opacity', 'Pneumothorax': 'No Finding', 'Pleural Effusion': 'No Finding', 'Pleural Other': 'No Finding',
+    'Fracture': 'No Finding'} # child -> parent, as CheXpert defines its findings
+
 # %% ../nbs/00d_readers.ipynb #1573c3ed
 def film_stem(
     image, # name or path of a film
@@ -35,14 +41,6 @@ def film_stem(
     stem, dot, suffix = name.rpartition('.')
     return stem if dot and f'.{suffix.lower()}' in FILM_SUFFIXES else name
 
-# %% ../nbs/00d_readers.ipynb #afb37c5b
-CHEXPERT_PARENTS = {
-    'Enlarged Cardiomediastinum': 'No Finding', 'Cardiomegaly': 'Enlarged Cardiomediastinum', 'Lung Opacity': 'No Finding',
-    'Lung Lesion': 'Lung Opacity', 'Edema': 'Lung Opacity', 'Consolidation': 'Lung Opacity', 'Pneumonia': 'Consolidation',
-    'Atelectasis': 'Lung Opacity', 'Pneumothorax': 'No Finding', 'Pleural Effusion': 'No Finding', 'Pleural Other': 'No Finding',
-    'Fracture': 'No Finding'} # child -> parent, as CheXpert defines its findings
-
-# %% ../nbs/00d_readers.ipynb #1889da0b
 def parents_of(
     labels, # names of the findings
 ) -> dict: # child -> parent, all of them among the labels
@@ -68,18 +66,6 @@ def parents_first(
 # %% ../nbs/00d_readers.ipynb #00d00011
 READERS = {}
 
-# %% ../nbs/00d_readers.ipynb #693e975e
-def register_reader(
-    name:str, # name that `read_table` will know it by
-    folders=None, # where films of the listed name lie, with any suffix: a list, or a function of the root; None: `image` is a path
-):
-    "Decorator that adds a reader: `(root, **options)` to a table with `image`, `patient` and, as `attrs['labels']`, its findings"
-    def add(f):
-        READERS[name] = f, folders
-        return f
-    return add
-
-# %% ../nbs/00d_readers.ipynb #33ef8006
 def find_one(
     root:Path, # folder
     *patterns, # of names; the first that any file matches counts
@@ -92,18 +78,6 @@ def find_one(
         if found: return found[0]
     raise DataError(f'{root} holds no file {" or ".join(patterns)}: is this the right folder?')
 
-# %% ../nbs/00d_readers.ipynb #e79f8478
-def with_labels(
-    meta:dict, # column -> values; None where the data set has none
-    y:pd.DataFrame, # the findings
-    notes=(), # what the reader has to say, for the line that `read_table` prints
-) -> pd.DataFrame: # the table of a reader
-    "Meta data and findings as one table that says which is which"
-    table = pd.concat([pd.DataFrame(meta), y], axis=1)
-    table.attrs.update(labels=list(y.columns), notes=list(notes))
-    return table
-
-# %% ../nbs/00d_readers.ipynb #869fe721
 def _refuse_blank(df, columns, path, said='not all filled in'):
     "Refuse rows in which a column that has to be filled in is blank"
     blank = np.flatnonzero(df[columns].isna().any(axis=1))
@@ -116,6 +90,27 @@ def _refuse_pattern(column, bad, path, expected):
     if len(bad):
         first = f'{column.tolist()[bad[0]]!r} in row {bad[0]}'
         raise DataError(f'{path}: {column.name} is {first} ({len(bad):,} such rows); expected {expected}')
+
+# %% ../nbs/00d_readers.ipynb #693e975e
+def register_reader(
+    name:str, # name that `read_table` will know it by
+    folders=None, # where films of the listed name lie, with any suffix: a list, or a function of the root; None: `image` is a path
+):
+    "Decorator that adds a reader: `(root, **options)` to a table with `image`, `patient` and, as `attrs['labels']`, its findings"
+    def add(f):
+        READERS[name] = f, folders
+        return f
+    return add
+
+def with_labels(
+    meta:dict, # column -> values; None where the data set has none
+    y:pd.DataFrame, # the findings
+    notes=(), # what the reader has to say, for the line that `read_table` prints
+) -> pd.DataFrame: # the table of a reader
+    "Meta data and findings as one table that says which is which"
+    table = pd.concat([pd.DataFrame(meta), y], axis=1)
+    table.attrs.update(labels=list(y.columns), notes=list(notes))
+    return table
 
 # %% ../nbs/00d_readers.ipynb #00d00013
 def _asked_findings(labels):

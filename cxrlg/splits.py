@@ -83,7 +83,6 @@ def _judge(counts, fold, n_splits, L): # -> (prevalence deviation, pair deviatio
     dev = _prevalence_deviation(pos, np.where(known.sum(0) > 0, known, films[:, None]))
     return np.nanmax(dev, initial=0), _pair_deviation(pairs, films, L*(L-1)//2)
 
-# %% ../nbs/01_splits.ipynb #0969cddb
 def _floor(counts, n_splits, L): # the prevalence deviation that whole films and whole groups impose, plus that of the folds' sizes
     pos = counts[:, 1+L:1+2*L]
     total, largest = np.asarray(pos.sum(0)).ravel(), pos.max(0).toarray().ravel()
@@ -118,7 +117,6 @@ def _warn_rare(n_pos, names, n_splits, what='group'): # n_pos [L]: groups with a
     rare = [f'{name} {n:.0f}' for name, n in zip(names, n_pos) if n < n_splits]
     if rare: warnings.warn(f'some of the {n_splits} folds will lack a label; {what}s with a positive: ' + ', '.join(rare))
 
-# %% ../nbs/01_splits.ipynb #83459f03
 class MultilabelStratifiedGroupKFold(GroupKFold):
     """K-fold iterator for multilabel targets with whole groups and balanced labels, label pairs and sizes.
 
@@ -252,7 +250,27 @@ def _official_test(table, group): # -> bool [n]
                             'drop their other films, or use official=False')
     return test
 
-# %% ../nbs/01_splits.ipynb #951afb59
+# %% ../nbs/01_splits.ipynb #358e1d37
+def make_folds(
+    table:pd.DataFrame, # one row a film: `image`, `patient`, one column a finding (1, 0, NaN), names in attrs['labels']
+    n_splits:int=5, # number of folds, at least 2
+    group:str='patient', # 'patient' keeps patients whole; 'image' is iterative stratification, and leaks
+    seed:int=42, # orders patients that are alike; the same seed gives the same folds
+    locked:float=0., # share of the patients in no fold, chosen by a hash of the patient id, in [0, 1)
+    official:bool=False, # are rows with split == 'test' in no fold, too?
+    path=None, # write folds.csv here: a file name, or None
+) -> pd.Series: # int, aligned with the table: 0..n_splits-1, -1 = in no fold; attrs['hash'] = `folds_hash`
+    "Multilabel stratified folds of a table, by patient or by image"
+    _check_table(table, n_splits, group, locked)
+    names, inside = labels_of(table), ~_out_rows(table, group, locked, official)
+    y, _ = check_labels(table.loc[inside, names])
+    folds = pd.Series(-1, index=table.index, name='fold')
+    if group == 'patient': folds[inside] = _patient_folds(y, names, table.patient[inside], n_splits, seed)
+    else: folds[inside] = _image_folds(y, names, n_splits, seed)
+    folds.attrs['hash'] = folds_hash(table, folds)
+    if path is not None: _write_folds(table, folds, path)
+    return folds
+
 def _check_table(table, n_splits, group, locked):
     if group not in ('patient', 'image'): raise DataError(f"group={group!r}: use 'patient' or 'image'")
     if isinstance(n_splits, bool) or not isinstance(n_splits, (int, np.integer)) or n_splits < 2:
@@ -285,27 +303,6 @@ def _image_folds(y, names, n_splits, seed): # -> int [n], iterative stratificati
     _warn_rare(y.sum(0), names, n_splits, 'film')
     for k, (_, test) in enumerate(MultilabelStratifiedKFold(n_splits, shuffle=True, random_state=seed).split(y, y)): fold[test] = k
     return fold
-
-# %% ../nbs/01_splits.ipynb #358e1d37
-def make_folds(
-    table:pd.DataFrame, # one row a film: `image`, `patient`, one column a finding (1, 0, NaN), names in attrs['labels']
-    n_splits:int=5, # number of folds, at least 2
-    group:str='patient', # 'patient' keeps patients whole; 'image' is iterative stratification, and leaks
-    seed:int=42, # orders patients that are alike; the same seed gives the same folds
-    locked:float=0., # share of the patients in no fold, chosen by a hash of the patient id, in [0, 1)
-    official:bool=False, # are rows with split == 'test' in no fold, too?
-    path=None, # write folds.csv here: a file name, or None
-) -> pd.Series: # int, aligned with the table: 0..n_splits-1, -1 = in no fold; attrs['hash'] = `folds_hash`
-    "Multilabel stratified folds of a table, by patient or by image"
-    _check_table(table, n_splits, group, locked)
-    names, inside = labels_of(table), ~_out_rows(table, group, locked, official)
-    y, _ = check_labels(table.loc[inside, names])
-    folds = pd.Series(-1, index=table.index, name='fold')
-    if group == 'patient': folds[inside] = _patient_folds(y, names, table.patient[inside], n_splits, seed)
-    else: folds[inside] = _image_folds(y, names, n_splits, seed)
-    folds.attrs['hash'] = folds_hash(table, folds)
-    if path is not None: _write_folds(table, folds, path)
-    return folds
 
 # %% ../nbs/01_splits.ipynb #cea57305
 def folds_hash(

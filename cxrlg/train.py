@@ -131,7 +131,6 @@ def load_folds(
         raise DataError(f'{path} holds other folds than this configuration makes: use another study name, or remove {path.parent}')
     return folds
 
-# %% ../nbs/05_train.ipynb #490f485f
 def _loaders(cfg, pixels, table, folds):
     "DataLoaders of a configuration's fold"
     augment = dict(flip=cfg.flip, rotate=cfg.rotate, crop=cfg.crop, jitter=cfg.jitter)

@@ -59,7 +59,7 @@ def test_the_cards_example_gives_the_numbers_of_the_command(tmp_path, mode, monk
     write_fold(tmp_path/'s/none/seed1/fold0', data_args=dict(mode=mode))
     predictor = load(tmp_path/'s')
     assert predictor.mode == mode
-    export_onnx(predictor, tmp_path/'m.onnx')
+    predictor.export('onnx', tmp_path/'m.onnx')
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 90), dtype=np.uint8)).save(tmp_path/'film.png')
     monkeypatch.chdir(tmp_path)
     example = re.search(r'```python\n(.*?)\n```', (tmp_path/'model_card.md').read_text(), re.S)[1]

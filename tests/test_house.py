@@ -140,6 +140,25 @@ def test_notebook_opens_with_a_claim_and_has_its_outputs(nb):
     assert not [o for o in outputs if o.output_type == 'error' or o.get('name') == 'stderr']
 
 
+def imports_and_more(source):
+    "Does a cell import and do something else? Only the whole statements of the cell count, not what stands within them"
+    python = re.sub(r'^%.*', '', source, flags=re.M)
+    kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(python).body}
+    return kinds == {True, False}
+
+
+def test_a_cell_that_imports_and_does_more_is_seen():
+    assert imports_and_more('import os\nos.getcwd()')
+    assert not imports_and_more('import os') and not imports_and_more('if called:\n    import os')
+
+
+@pytest.mark.parametrize('nb', LIBRARY, ids=lambda p: p.stem)
+def test_imports_have_cells_of_their_own(nb):
+    "nbdev runs a cell with an import when it makes the page, and nothing of the page before it"
+    cells = [c for c in nbformat.read(nb, 4).cells if c.cell_type == 'code' and not re.match(r'#\| *export', c.source)]
+    assert not [c.source for c in cells if imports_and_more(c.source)]
+
+
 @pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
 def test_saved_outputs_are_of_the_code_beside_them(nb):
     nb = nbformat.read(nb, 4)
@@ -350,5 +369,6 @@ def test_settled_names_come_with_a_star(room):
 
 @pytest.mark.parametrize('room', sorted(PAGES))
 def test_a_room_is_read_at_one_sitting(room):
-    "At most 450 lines of the module, those of its parameters and the empty ones among them"
+    "At most 450 lines of the module, those of its parameters and the empty ones among them, and 45 cells of its page"
     assert len((ROOT/'cxrlg'/f'{room}.py').read_text().splitlines()) <= 450
+    assert len(nbformat.read(ROOT/'nbs'/f'{PAGES[room]}.ipynb', 4).cells) <= 45
