@@ -308,6 +308,8 @@ def labels_of(
     check_findings(labels)
     lost = [c for c in labels if c not in table]
     if lost: raise DataError(f"the table lacks finding columns: {few(lost)}; correct table.attrs['labels']")
+    twice = [c for c in labels if not table.columns.is_unique and list(table.columns).count(c) > 1]
+    if twice: raise DataError(f'the table has more than one column called {few(twice)}: keep one of each')
     return list(labels)
 
 # %% ../nbs/00_core.ipynb #22427b4b

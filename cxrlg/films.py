@@ -86,7 +86,7 @@ def read_film(
     except Exception as e: raise DataError(f'{path} {_why(e)}') from e
 
 # %% ../nbs/00b_films.ipynb #d75b13a4
-_decoder, _packed, _settling = 2, re.compile(r'(.+\.npz)#(\w+):(\d+)'), 2.
+_decoder, _packed, _settling = 3, re.compile(r'(.+\.npz)#(\w+):(\d+)'), 2.
 
 def _hash64(data): return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little')
 
@@ -165,9 +165,11 @@ def _header(shape):
 def _members(path, member):
     "The pictures of an array inside a `.npz`, one after the other, without unpacking it"
     with zipfile.ZipFile(path) as z, z.open(f'{member}_images.npy') as f:
-        np.lib.format.read_magic(f)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(f)
+        version = np.lib.format.read_magic(f)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read_header(f)
         if dtype != np.uint8 or len(shape) != 3: raise ValueError(f'is of shape {shape} and type {dtype}, expected uint8 [n, px, px]')
+        if by_columns: raise ValueError('is stored by columns (Fortran order): save it again from numpy.ascontiguousarray')
         for _ in range(shape[0]): yield np.frombuffer(f.read(shape[1] * shape[2]), 'uint8').reshape(shape[1:])
 
 # %% ../nbs/00b_films.ipynb #f4c15637
@@ -185,6 +187,8 @@ class PixelCache:
     ):
         _check_shape(size, mode)
         if not len(table): raise DataError('the table has no rows: there is nothing to decode')
+        odd = [(k, image) for k, image in enumerate(table.image) if not isinstance(image, str)]
+        if odd: raise DataError(f'{len(odd):,} rows name no film, the first is row {odd[0][0]} ({odd[0][1]!r}): give each a path as text')
         self.root, self.size, self.mode, self.shape = Path(root), int(size), mode, (len(table), int(size), int(size))
         jobs, cache_dir = n_jobs or n_cpus(), Path(cache_dir or _cache_dir()).expanduser()
         films = _film_keys(list(table.image), self.root, cache_dir / 'contents', jobs, progress)
@@ -214,6 +218,8 @@ class PixelCache:
         try: info, self._array = json.loads(self._path('json').read_text()), np.asarray(np.load(self.path, mmap_mode='r'))
         except (OSError, ValueError, EOFError) as e:
             raise DataError(f'the cache {self.path} is damaged ({e}): delete it, and it is made again') from None
+        if not isinstance(info, dict) or 'hash' not in info:
+            raise DataError(f'the description of the cache {self.path} is damaged: delete it with the cache, and both are made again')
         if info.get('key') != self.key or self._array.shape != self.shape or self._array.dtype != self.dtype:
             raise DataError(f'the cache {self.path} is of another table (shape {self._array.shape}, expected {self.shape}): '
                             'delete it, and it is made again')
@@ -327,13 +333,17 @@ def _decode(self:PixelCache, images, rows):
 def _unpack(self:PixelCache, images, rows):
     "Films in one member of an archive, in one pass"
     file, member, _ = _packed.fullmatch(images[rows[0]]).groups()
-    place = {int(_packed.fullmatch(images[i])[3]): i for i in rows}
+    places, seen = {}, 0
+    for i in rows: places.setdefault(int(_packed.fullmatch(images[i])[3]), []).append(i)
     try:
         for k, a in enumerate(_members(self.root / file, member)):
-            if k in place: self._write([place[k]], [fit_film(Image.fromarray(a), self.size, self.mode)])
+            if k in places:
+                film = fit_film(Image.fromarray(a), self.size, self.mode)
+                self._write(places[k], [film] * len(places[k]))
+            seen = k + 1
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         return [], {f'{file}#{member}': f'{self.root / file} ({member}) {_why(e)}'}
-    lost = [i for i in rows if int(_packed.fullmatch(images[i])[3]) > k]
+    lost = [i for k, same in places.items() if k >= seen for i in same]
     return [i for i in rows if i not in set(lost)], {images[i]: f'{images[i]} is not in the archive' for i in lost}
 
 # %% ../nbs/00b_films.ipynb #f17a5e27

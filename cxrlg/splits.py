@@ -18,7 +18,7 @@ from scipy import sparse
 from sklearn.model_selection import GroupKFold
 from sklearn.utils import check_random_state
 
-from .core import DataError, atomic_write, check_labels, few, film_key, labels_of, printable
+from .core import DataError, check_labels, few, film_key, labels_of, new_file, printable
 
 # %% ../nbs/01_splits.ipynb #38e3d53f
 def _join_later(row):
@@ -103,10 +103,17 @@ def _assign(counts, n_splits, L, rng=None): # -> int [G], the best of at most fo
     return min((r for r in runs if r[0] <= 1.02 * least), key=lambda r: r[1])[2]
 
 # %% ../nbs/01_splits.ipynb #a9d60507
+def _as_ids(ids): # -> Series: where any id is text all are, without blanks at their ends; 5 and '5' are one patient
+    ids = pd.Series(ids if isinstance(ids, pd.Series) else np.asarray(ids)).reset_index(drop=True)
+    if isinstance(ids.dtype, pd.CategoricalDtype): ids = ids.astype(ids.cat.categories.dtype)
+    if pd.api.types.infer_dtype(ids) in ('string', 'mixed', 'mixed-integer'):
+        ids = ids.astype(object).map(lambda i: str(i).strip(), na_action='ignore')
+    return ids
+
 def _check_groups(groups, n_splits, what='group'): # -> int [n], ids numbered in their sorted order
     if groups is None: raise DataError("The 'groups' parameter should not be None: give one patient id a film")
     if np.ndim(groups) != 1: raise DataError(f'groups has shape {np.shape(groups)}: it needs one id a film')
-    code, ids = pd.factorize(groups if isinstance(groups, pd.Series) else np.asarray(groups), sort=True)
+    code, ids = pd.factorize(_as_ids(groups), sort=True)
     missing = np.flatnonzero(code < 0)
     if len(missing):
         raise DataError(f'the {what} is missing (NaN) in {len(missing)} rows, the first is row {missing[0]}: fill it in or drop them')
@@ -213,7 +220,7 @@ def assert_disjoint(
 ) -> None:
     "Raise a `DataError` that names the patients who have films in more than one fold"
     if column not in table: raise DataError(f'the table has no column {column!r}')
-    parts = pd.DataFrame({'id': np.asarray(table[column]), 'fold': _check_folds(table, folds)})
+    parts = pd.DataFrame({'id': _as_ids(table[column]), 'fold': _check_folds(table, folds)})
     missing = parts.id.isna()
     if missing.any(): raise DataError(f'{column} is missing (NaN) in {missing.sum()} rows, the first is row {missing.argmax()}')
     parts = parts.drop_duplicates()
@@ -225,7 +232,7 @@ def assert_disjoint(
 # %% ../nbs/01_splits.ipynb #1f8ac203
 def _is_locked(patient, share): # -> bool [n]
     part = {p: int.from_bytes(hashlib.sha256(f'cxrlg-locked:{p}'.encode()).digest()[:8], 'big') / 2**64 for p in patient.unique()}
-    locked = (patient.map(part) < share).to_numpy(bool)
+    locked = np.array([part[p] < share for p in patient], bool)
     if not locked.any(): raise DataError(f'locked={share:g} of {len(part)} patients sets none aside: give a larger share, or locked=0')
     return locked
 
@@ -234,7 +241,7 @@ def _out_rows(table, group, locked, official): # -> bool [n], the films that are
     if locked:
         if 'patient' not in table:
             raise DataError(f'locked={locked:g} sets patients aside, and the table has no patient column: use locked=0')
-        out |= _is_locked(table.patient, locked)
+        out |= _is_locked(_as_ids(table.patient), locked)
     if official: out |= _official_test(table, group)
     return out
 
@@ -261,8 +268,9 @@ def make_folds(
     path=None, # write folds.csv here: a file name, or None
 ) -> pd.Series: # int, aligned with the table: 0..n_splits-1, -1 = in no fold; attrs['hash'] = `folds_hash`
     "Multilabel stratified folds of a table, by patient or by image"
-    _check_table(table, n_splits, group, locked)
+    _check_table(table, n_splits, group, locked, seed)
     names, inside = labels_of(table), ~_out_rows(table, group, locked, official)
+    if not inside.any(): raise DataError(f'all {len(table):,} films are locked or of the official test part: none is left for the folds')
     y, _ = check_labels(table.loc[inside, names])
     folds = pd.Series(-1, index=table.index, name='fold')
     if group == 'patient': folds[inside] = _patient_folds(y, names, table.patient[inside], n_splits, seed)
@@ -271,23 +279,27 @@ def make_folds(
     if path is not None: _write_folds(table, folds, path)
     return folds
 
-def _check_table(table, n_splits, group, locked):
+def _check_table(table, n_splits, group, locked, seed):
     if group not in ('patient', 'image'): raise DataError(f"group={group!r}: use 'patient' or 'image'")
     if isinstance(n_splits, bool) or not isinstance(n_splits, (int, np.integer)) or n_splits < 2:
         raise DataError(f'n_splits={n_splits!r}: use an integer of 2 or more')
-    if not 0 <= locked < 1: raise DataError(f'locked={locked!r}: use a share of the patients, at least 0 and below 1')
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise DataError(f'seed={seed!r}: use a whole number, at least 0 and below 2**32')
+    if not isinstance(locked, (int, float, np.number)) or not 0 <= locked < 1:
+        raise DataError(f'locked={locked!r}: use a share of the patients, at least 0 and below 1')
     if group == 'patient' and 'patient' not in table:
         raise DataError("the table has no patient column, so patients cannot be kept whole: use group='image'")
-    if 'patient' in table and (group == 'patient' or locked): _check_patients(table)
+    if 'patient' in table and (group == 'patient' or locked): _check_missing(table, 'patient')
+    _check_missing(table, 'image')
     twice = table.image[_keys(table.image).duplicated()]
     if len(twice): raise DataError(f'{len(twice)} images are in the table twice, the first is {few(twice[:1])}: keep one row an image')
 
 def _keys(images): return images.astype(str).map(film_key) # -> what each film is known by
 
-def _check_patients(table):
-    missing = np.flatnonzero(table.patient.isna())
+def _check_missing(table, column):
+    missing = np.flatnonzero(table[column].isna())
     if len(missing):
-        raise DataError(f'the patient is missing (NaN) in {len(missing)} rows, the first is row {missing[0]} '
+        raise DataError(f'the {column} is missing (NaN) in {len(missing)} rows, the first is row {missing[0]} '
                         f'({table.image.iloc[missing[0]]}): fill it in or drop them')
 
 def _patient_folds(y, names, patient, n_splits, seed): # -> int [n]
@@ -318,7 +330,7 @@ def _write_folds(table, folds, path):
     rows = pd.DataFrame({'image': table.image, 'patient': table.get('patient', ''), 'fold': folds})
     returns = rows[['image', 'patient']].astype(str).apply(lambda o: o.str.contains('\r', regex=False)).any(axis=None)
     quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL # a bare carriage return would end the row
-    with atomic_write(path) as part: rows.to_csv(part, index=False, lineterminator='\n', encoding='utf-8', quoting=quoting)
+    with new_file(path) as part: rows.to_csv(part, index=False, lineterminator='\n', encoding='utf-8', quoting=quoting)
 
 # %% ../nbs/01_splits.ipynb #9c8a8f5f
 def read_folds(

@@ -377,7 +377,7 @@ def test_contents_are_read_once(good, table, monkeypatch):
     assert cache(table, good).key != first.key and len(read) == 7
     (good / 'cache' / 'contents').write_bytes(b'damaged')
     assert cache(table, good, size=20).shape == (6, 20, 20) and len(read) == 13
-    monkeypatch.setattr(films, '_settling', 2.)
+    monkeypatch.setattr(films, '_settling', 3600.)
     (good / 'cache' / 'contents').unlink()
     for _ in range(2): cache(table, good)
     assert len(read) == 25 and not (good / 'cache' / 'contents').exists()
@@ -561,3 +561,35 @@ def test_archive(tmp_path):
     raw[300:1500] = bytes(1200)
     (tmp_path / 'chestmnist.npz').write_bytes(raw)
     with pytest.raises(DataError, match=r'chestmnist.npz \(train\)'): cache(t, tmp_path, 28)
+
+
+def test_a_film_of_an_archive_that_is_asked_for_twice_is_there_twice(tmp_path):
+    films = np.arange(3 * 784).reshape(3, 28, 28).astype('uint8')
+    np.savez(tmp_path/'chestmnist.npz', train_images=films)
+    twice = pd.DataFrame(dict(image=[f'chestmnist.npz#train:{i}' for i in (2, 0, 2)]))
+    assert (np.asarray(cache(twice, tmp_path, 28)) == films[[2, 0, 2]]).all()
+    once = pd.DataFrame(dict(image=[f'chestmnist.npz#train:{i}' for i in (0, 1, 2)]))
+    assert (np.asarray(cache(once, tmp_path, 28)) == films).all()
+
+
+@pytest.mark.parametrize('films, said', [
+    (np.asfortranarray(np.arange(2 * 784).reshape(2, 28, 28).astype('uint8')), 'is stored by columns'),
+    (np.zeros((0, 28, 28), 'uint8'), 'train:0 is not in the archive'),
+    (np.zeros((2, 28, 28)), 'is of shape'),
+])
+def test_an_archive_that_cannot_be_read_as_it_stands(tmp_path, films, said):
+    np.savez(tmp_path/'chestmnist.npz', train_images=films)
+    with pytest.raises(DataError, match=said): cache(pd.DataFrame(dict(image=['chestmnist.npz#train:0'])), tmp_path, 28)
+
+
+@pytest.mark.parametrize('image', [None, 7, float('nan')])
+def test_a_row_without_a_path_is_named(tmp_path, image):
+    with pytest.raises(DataError, match='the first is row 1'): cache(pd.DataFrame(dict(image=['a.png', image])), tmp_path, 28)
+
+
+@pytest.mark.parametrize('text', ['[]', '{}', '7'])
+def test_a_damaged_description_of_a_cache_is_one_line(tmp_path, text):
+    Image.fromarray(np.arange(64, dtype='uint8').reshape(8, 8)).save(tmp_path/'a.png')
+    t = pd.DataFrame(dict(image=['a.png']))
+    cache(t, tmp_path, 8)._path('json').write_text(text)
+    with pytest.raises(DataError, match='is damaged: delete it'): cache(t, tmp_path, 8)

@@ -493,7 +493,7 @@ def with_(table, **columns):
         ),
         (lambda t: t, {'locked': 1.0}, 'locked=1.0: use a share'),
         (lambda t: t, {'locked': -0.1}, 'locked=-0.1'),
-        (lambda t: t, {'locked': 0.99999}, 'n_splits=5 is more than the 0 patients'),
+        (lambda t: t, {'locked': 0.99999}, 'are locked or of the official test part: none is left for the folds'),
         (lambda t: t, {'locked': 1e-6}, 'locked=1e-06 of 100 patients sets none aside'),
         (lambda t: t, {'group': 'study'}, "group='study'"),
         (lambda t: t, {'n_splits': 1}, 'n_splits=1: use'),
@@ -601,8 +601,47 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
     def full(*a): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='No space'): make_folds(table, 4, path=path)
+    with pytest.raises(DataError, match='No space'): make_folds(table, 4, path=path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['folds.csv']
+
+
+def test_one_patient_written_as_number_and_as_text_is_in_one_fold():
+    "5, '5' and ' 5' are one patient; '05' is another"
+    table = random_table(0).iloc[:200].assign(patient=np.repeat(np.arange(50), 4))
+    mixed = table.assign(patient=[(p, str(p), f' {p}', f'{p} ')[i % 4] for i, p in enumerate(table.patient)])
+    folds = make_folds(mixed, 4)
+    assert folds.groupby(table.patient.to_numpy()).nunique().eq(1).all()
+    assert folds.tolist() == make_folds(table.assign(patient=table.patient.astype(str)), 4).tolist()
+    assert_disjoint(mixed, folds)
+    with pytest.raises(DataError, match='in more than one fold: 0 '): assert_disjoint(mixed, np.arange(len(mixed)) % 4)
+    assert splits._as_ids(pd.Series(['05', '5'])).nunique() == 2
+
+
+@pytest.mark.parametrize('kind', ['category', 'string', 'object', 'Int64'])
+def test_ids_of_any_kind_lock_the_same_patients(kind):
+    table = random_table(0).iloc[:300].assign(patient=np.repeat(np.arange(100), 3))
+    locked = make_folds(table, 3, locked=.3) == -1
+    assert (make_folds(table.assign(patient=table.patient.astype(kind)), 3, locked=.3) == -1).tolist() == locked.tolist()
+
+
+@pytest.mark.parametrize('options, said', [
+    (dict(seed=-1), 'seed=-1: use a whole number'),
+    (dict(seed='a'), "seed='a': use a whole number"),
+    (dict(seed=2**40), 'use a whole number, at least 0 and below'),
+    (dict(locked=None), 'locked=None: use a share'),
+    (dict(locked='0.1'), "locked='0.1': use a share"),
+])
+def test_options_that_cannot_be_meant_are_one_line(options, said):
+    with pytest.raises(DataError, match=said) as e: make_folds(random_table(0), 3, **options)
+    assert '\n' not in str(e.value)
+
+
+def test_a_row_without_an_image_a_finding_twice_and_a_folder_for_a_file(tmp_path):
+    table = random_table(0)
+    with pytest.raises(DataError, match='cannot write'): make_folds(table, 3, path=tmp_path)
+    with pytest.raises(DataError, match='the image is missing'): make_folds(table.assign(image=[None, *table.image[1:]]), 3)
+    twice = table[[*table, table.attrs['labels'][0]]]
+    with pytest.raises(DataError, match='more than one column called'): make_folds(twice, 3)
 
 
 # --- the real label tables, complete
