@@ -8,6 +8,7 @@ __all__ = ['ARMS', 'TrainConfig']
 # %% ../nbs/05c_config.ipynb #16c00003
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -28,7 +29,7 @@ class _Rule:
     holds:Callable
     says:str
 
-def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool)
+def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
 def _is_share(v): return _is_number(v) and 0 <= v <= 1
 def _number(low): return _Rule(lambda v: _is_number(v) and v >= low, f'a number, at least {low}')
 def _one_of(*choices): return _Rule(lambda v: v in choices, 'use one of ' + ', '.join(str(c) or "''" for c in choices))
@@ -36,6 +37,7 @@ def _one_of(*choices): return _Rule(lambda v: v in choices, 'use one of ' + ', '
 def _whole(low):
     return _Rule(lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low, f'a whole number, at least {low}')
 
+def _is_seed(v): return isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**32
 def _is_study_name(v): return isinstance(v, str) and v != 'cache' and re.fullmatch(r'\w[\w.-]{0,99}', v)
 def _are_names(v): return isinstance(v, list) and all(isinstance(o, str) and o for o in v) and len(set(v)) == len(v)
 
@@ -56,6 +58,7 @@ _share = _Rule(_is_share, 'a share between 0 and 1')
 _crop = _Rule(lambda v: _is_share(v) and v > 0, 'a share above 0, at most 1')
 _decay = _Rule(lambda v: _is_share(v) and v < 1, 'a decay in [0, 1)')
 _above_zero = _Rule(lambda v: _is_number(v) and v > 0, 'a number above 0')
+_seed = _Rule(_is_seed, 'a whole number, at least 0 and below 2**32')
 _penalty = _Rule(_is_number, 'a number; negative asks for the default')
 _study_name = _Rule(_is_study_name, 'a plain name without slashes, of letters, digits, dots and dashes')
 
@@ -74,7 +77,7 @@ class TrainConfig:
     group:Annotated[str, _one_of('patient', 'image'), 'folds by patient, or by image as the paper does'] = 'patient'
     n_splits:Annotated[int, _whole(2), 'number of folds'] = 5
     fold:Annotated[int, _whole(0), 'the fold that is held out, from 0'] = 0
-    fold_seed:Annotated[int, _whole(0), 'seed of the folds: the same for all arms and seeds of a study'] = 42
+    fold_seed:Annotated[int, _seed, 'seed of the folds: the same for all arms and seeds of a study'] = 42
     locked:Annotated[float, _share, 'share of the patients that is in no fold'] = 0.0
     official:Annotated[bool, _yes_or_no, "films of the data set's own test split are in no fold either"] = False
     views:Annotated[list, _views, 'views whose films are trained on and judged, such as [PA, AP]; empty: all'] = field(default_factory=list)
@@ -112,7 +115,7 @@ class TrainConfig:
     device:Annotated[str, _device, 'cpu, cuda or mps; empty: a CUDA GPU if there is one, else the CPU'] = ''
     compile:Annotated[bool, _yes_or_no, 'torch.compile the blocks of the backbone'] = False
     grad_checkpoint:Annotated[bool, _yes_or_no, 'compute the blocks twice and keep less of them in memory; changes no number'] = False
-    seed:Annotated[int, _whole(0), 'seed of weights, order, augmentation and dropout'] = 42
+    seed:Annotated[int, _seed, 'seed of weights, order, augmentation and dropout'] = 42
     threads:Annotated[int, _whole(1), "CPU threads; part of the result's identity, because sums differ in the last bit"] = 2
     deterministic:Annotated[bool, _yes_or_no, 'the same bytes twice on a GPU too, at some cost in speed; a CPU gives them anyway'] = False
     on_device:Annotated[bool, _yes_or_no, "keep all films in the GPU's memory; changes no number"] = False
@@ -133,6 +136,7 @@ class TrainConfig:
 def _as_float(v):
     "A float from an int, or from text such as 1e-3"
     try: return v if isinstance(v, bool) else float(v)
+    except OverflowError: return math.inf
     except (TypeError, ValueError): return v
 
 @patch

@@ -17,7 +17,7 @@ from cxrlg.controls import coupling_controls
 from cxrlg.corrections import Outputs
 from cxrlg.data import read_table
 from cxrlg.kept import load_outputs, load_study
-from cxrlg.eval import auc_interval, macro_auc, paired_bootstrap
+from cxrlg.eval import auc_interval, ensemble, macro_auc, paired_bootstrap
 from cxrlg.headroom import study_ceiling
 from cxrlg.study import expand, read_config
 
@@ -97,10 +97,23 @@ def test_what_couplings_gain_after_networks_trained_apart_and_together(name, apa
         assert written in part and numbers == pytest.approx([t.change, t.low, t.high][-len(numbers):], abs=.0006)
 
 
-def test_what_a_trained_tree_of_findings_does_on_the_phantom():
-    t = ablation_table(load_outputs(ROOT/'nbs'/'results'/'phantom_tied.npz')[0], n_boot=1000).loc['tied']
-    written = re.search(r'on the phantom, it is (-0\.\d+) \((-0\.\d+) to (-0\.\d+)\)', FINDINGS).groups()
-    assert [float(x) for x in written] == pytest.approx([t.change, t.low, t.high], abs=.0006) and t.verdict == 'worse'
+@pytest.mark.parametrize('study, before, verdict', [
+    ('phantom', 'on the phantom, it is', 'worse'),
+    ('nih128', 'with `No Finding` above the others, it is', 'better'),
+])
+def test_what_a_trained_tree_of_findings_does(study, before, verdict):
+    t = ablation_table(load_outputs(ROOT/'nbs'/'results'/f'{study}_tied.npz')[0], n_boot=1000).loc['tied']
+    written = re.search(before + r' ([-+]0\.\d+) \(([-+]0\.\d+) to ([-+]0\.\d+)\)', FINDINGS).groups()
+    assert [float(x) for x in written] == pytest.approx([t.change, t.low, t.high], abs=.0006) and t.verdict == verdict
+
+
+def test_what_the_pretrained_recipe_reaches_on_more_films():
+    study = load_study(ROOT/'nbs'/'results'/'nih128_more_outputs.npz').frequent(30)
+    grid = study.grid('none')
+    films = study.films(grid[1])
+    t = auc_interval(study.targets(grid[1]), ensemble(study.probs('none', grid)), films.patient, films.fold, study.labels).loc['macro']
+    written = re.search(r'at 128 px reaches (0\.\d+) \((0\.\d+) to (0\.\d+)\)', FINDINGS).groups()
+    assert [float(x) for x in written] == pytest.approx([t.auc, t.low, t.high], abs=.0006) and len(films) == 9998
 
 
 def test_the_ablation_in_the_paper_page():
