@@ -42,10 +42,14 @@ def _first(ds, name, default):
     return found[0] if found and math.isfinite(found[0]) else default
 
 # %% ../nbs/00ab_dicom.ipynb #2b41c3d7
+def _is_big(ds):
+    "Are words of this dataset big-endian?"
+    return ds.original_encoding[1] is False
+
 def _integer(ds, name, signed=False):
     "A tag of 16 binary bits (its type may be ambiguous), or None"
     value = ds.get(name)
-    if isinstance(value, bytes): value = int.from_bytes(value[:2], 'little')
+    if isinstance(value, bytes): value = int.from_bytes(value[:2], 'big' if _is_big(ds) else 'little')
     elif hasattr(value, '__iter__') and not isinstance(value, str): value = next(iter(value), None)
     if not isinstance(value, (int, float)): return None
     return int(value) - 65536 if signed and value > 32767 else int(value)
@@ -57,6 +61,7 @@ def _table(ds, name, signed):
         if len(about) != 3 or not data: continue
         first = int(about[1]) - 65536 if signed and about[1] > 32767 else int(about[1])
         n = int(about[0]) or 65536
+        if isinstance(data, bytes) and _is_big(ds): data = np.frombuffer(data[:len(data)//2*2], '>u2').astype('<u2').tobytes()
         wide = isinstance(data, bytes) and len(data) > n
         if isinstance(data, bytes): data = np.frombuffer(data[:len(data)//2*2] if wide else data, '<u2' if wide else 'u1')
         data = np.atleast_1d(data)[:n].astype('float64')
@@ -159,15 +164,19 @@ def _header(ds):
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     check_size(ds.Columns, ds.Rows)
+    ds.PhotometricInterpretation = str(ds.PhotometricInterpretation).strip(' \0').upper()
 
 # %% ../nbs/00ab_dicom.ipynb #50c681ad
 def _decode(ds, frame=None):
     "Stored values of a DICOM file, or of another compressed frame in its place"
     from pydicom.encaps import encapsulate
-    kept = ds.PixelData
+    from pydicom.uid import JPEGLossless, JPEGLosslessSV1
+    kept, bits = ds.PixelData, ds.BitsStored
     if frame is not None: ds.PixelData = encapsulate([frame])
+    if ds.file_meta.TransferSyntaxUID in (JPEGLossless, JPEGLosslessSV1): ds.BitsStored = ds.BitsAllocated
+    ds.pixel_array_options(correct_unused_bits=False)
     try: return ds.pixel_array
-    finally: ds.PixelData = kept
+    finally: ds.PixelData, ds.BitsStored = kept, bits
 
 def _jpeg(ds):
     "The JPEG inside a DICOM file, or None"
@@ -176,17 +185,62 @@ def _jpeg(ds):
     syntax = ds.file_meta.TransferSyntaxUID
     return get_frame(ds.PixelData, 0, number_of_frames=1) if syntax in JPEGTransferSyntaxes and 'LS' not in syntax.name else None
 
+def _unpacked(data):
+    "Bytes that a segment of RLE unpacks to"
+    at = n = 0
+    while at < len(data):
+        head = data[at]
+        if head < 128: n, at = n + head + 1, at + head + 2
+        elif head > 128: n, at = n + 257 - head, at + 2
+        else: at += 1
+    return n
+
+def _ls_size(data):
+    "Rows, columns and channels in the header of a JPEG-LS picture, or None"
+    at = 2
+    while data[at:at+1] == b'\xff':
+        if data[at+1] == 0xF7: return int.from_bytes(data[at+5:at+7], 'big'), int.from_bytes(data[at+7:at+9], 'big'), data[at+9]
+        at += 2 + max(2, int.from_bytes(data[at+2:at+4], 'big'))
+    return None
+
+def _check_size(ds):
+    "Refuse a picture without compression, of RLE or of JPEG-LS that has another size than the tags say"
+    from pydicom.encaps import get_frame
+    from pydicom.uid import JPEGLSTransferSyntaxes, RLELossless
+    rows, cols, n = ds.Rows, ds.Columns, ds.SamplesPerPixel
+    syntax, wide = ds.file_meta.TransferSyntaxUID, 2 if '422' in ds.PhotometricInterpretation else n
+    size = -(-rows * cols * wide * ds.BitsAllocated // 8)
+    if not syntax.is_encapsulated and len(ds.PixelData) > size + size % 2: raise ValueError(f'more than {rows} rows')
+    if syntax not in (RLELossless, *JPEGLSTransferSyntaxes): return
+    data = get_frame(ds.PixelData, 0, number_of_frames=1)
+    if syntax != RLELossless: right = _ls_size(data) == (rows, cols, n)
+    else:
+        start, end = (int.from_bytes(data[i:i+4], 'little') for i in (4, 8))
+        right = _unpacked(data[start:end or None]) < (rows + 1) * cols
+    if not right: raise OSError('image file is damaged: its header contradicts itself')
+
+# %% ../nbs/00ab_dicom.ipynb #d7c3082b
 def _sized(data, ds):
     "Is a JPEG 2000 picture (behind its first marker) as large as the tags say, in a sensible number of tiles?"
     x, y, x0, y0, w, h, tx, ty, n = (int.from_bytes(data[i:i+4], 'big') for i in (8, 12, 16, 20, 24, 28, 32, 36, 38))
     tiles = 0 < w < 2**31 and 0 < h < 2**31 and tx <= x0 and ty <= y0 and -(-(x - tx) // w) * -(-(y - ty) // h) < 65536
-    size = int.from_bytes(data[4:6], 'big') == 38 + 3 * (n & 65535)
+    size = int.from_bytes(data[4:6], 'big') == 38 + 3 * (n & 65535) and not (data[42:43] >= b'\x80' and ds.PixelRepresentation == 0)
     return tiles and size and (x - x0, y - y0, n & 65535) == (ds.Columns, ds.Rows, ds.SamplesPerPixel)
+
+def _most_zeros(data, rows, cols):
+    "Most bytes of zero in a row that a JPEG 2000 picture may hold: one for each empty packet, and some"
+    at = data.find(b'\xff\x52', 42)
+    own, layers, levels = data[at+4] & 1, int.from_bytes(data[at+6:at+8], 'big'), min(32, data[at+9])
+    sizes = data[at+14:at+15+levels] if own else bytes([255]) * (levels + 1)
+    places = [((cols >> levels - i + (o & 15)) + 2) * ((rows >> levels - i + (o >> 4)) + 2) for i, o in enumerate(sizes)]
+    return 256 + layers * int.from_bytes(data[40:42], 'big') * (sum(places) if own else levels + 1)
 
 def _check_codestream(data, ds):
     "Refuse a JPEG 2000 picture of another size than the tags say, of parts not as long as they say, or without an end marker"
     data = data[max(0, data.find(b'\xff\x4f\xff\x51')):]
     if not _sized(data, ds): raise OSError('image file is damaged: its header contradicts itself')
+    zeros = bytes(min(len(data) + 1, _most_zeros(data, ds.Rows, ds.Columns)))
+    if data.find(zeros, 0, data.rfind(b'\xff\xd9')) >= 0: raise OSError('image file is damaged: there is a hole in its data')
     at = 2
     while data[at:at+1] == b'\xff' and data[at:at+2] != b'\xff\xd9':
         size = int.from_bytes(data[at+2:at+4], 'big') + 2
@@ -194,10 +248,39 @@ def _check_codestream(data, ds):
         at += max(2, size)
     if data[at:at+2] != b'\xff\xd9': raise OSError('image file is truncated: a part of it is not as long as it says')
 
+# %% ../nbs/00ab_dicom.ipynb #38c5e1b7
+def _overlay_bits(ds):
+    "Bits of a value that belong to an overlay, as the tags say"
+    groups = [o for o in range(0x6000, 0x6020, 2) if (o, 0x0102) in ds and (o, 0x3000) not in ds]
+    places = {ds[o, 0x0102].value for o in groups}
+    return sum(1 << o for o in places if isinstance(o, int) and 0 < o < 32)
+
+def _signed(a, unused):
+    "Values whose highest stored bit is their sign, where they have one"
+    return a << unused >> unused if unused > 0 and a.dtype.kind == 'i' else a
+
+def _stored_bits(a, ds):
+    "Values without the bits that do not belong to them"
+    if a.dtype.kind not in 'iu': return a
+    a, bits, width = a.astype(a.dtype.newbyteorder('='), copy=False), int(ds.BitsStored), 8 * a.dtype.itemsize
+    raw = a.view(f'u{a.dtype.itemsize}')
+    if bits >= width or not (raw >> bits).any(): return _signed(a, width - bits)
+    high = _integer(ds, 'HighBit') or 0
+    drop = max(0, high + 1 - bits) if high < width else 0
+    above = raw >> drop >> bits
+    kept = _signed(((raw >> drop) - (above << bits)).view(a.dtype), width - bits)
+    ends = [o for o in (_integer(ds, 'PixelPaddingValue'), _integer(ds, 'PixelPaddingRangeLimit')) if o is not None]
+    pad = np.isin(a, np.array(ends, 'int64').astype(a.dtype)) & (above > 0)
+    undeclared = above & ~raw.dtype.type(_overlay_bits(ds) >> drop >> bits)
+    if (pad | (undeclared == 0) | (kept == a >> drop)).all(): return np.where(pad, a, kept)
+    raise ValueError(f'is DICOM whose values need more than the {bits} bits of its header (BitsStored): ask for the original file')
+
+# %% ../nbs/00ab_dicom.ipynb #4f7a6d11
 def _decode_whole(ds):
     "Stored values, and whether the picture is whole as far as that can be told"
     from pydicom.encaps import get_frame
     from pydicom.uid import JPEG2000TransferSyntaxes
+    _check_size(ds)
     if ds.file_meta.TransferSyntaxUID in JPEG2000TransferSyntaxes: _check_codestream(get_frame(ds.PixelData, 0, number_of_frames=1), ds)
     jpeg = _jpeg(ds)
     if jpeg is None: return _decode(ds)
@@ -208,6 +291,8 @@ def _decode_whole(ds):
     return a
 
 # %% ../nbs/00ab_dicom.ipynb #128cc48f
+_lossy = ('1.2.840.10008.1.2.4.50', '1.2.840.10008.1.2.4.51', '1.2.840.10008.1.2.4.81', '1.2.840.10008.1.2.4.91') # JPEG, -LS, 2000
+
 def stored_values(
     ds, # pydicom `Dataset` of a film
 ) -> np.ndarray: # its stored values
@@ -220,12 +305,13 @@ def stored_values(
         raise ValueError(f'is DICOM compressed as {syntax.name}, which has no decoder here: '
                          'save it uncompressed (gdcmconv --raw)') from None
     if not ready: raise ValueError(f"is DICOM compressed as {syntax.name}, which needs a decoder: pip install 'cxrlg[dicom]'")
-    try: return _decode_whole(ds)
+    try: a = _decode_whole(ds)
     except ValueError: raise OSError('its picture is not what its header says') from None
     except (RuntimeError, OSError) as e:
         why = ' '.join(str(e).split('plugins:')[-1].split()).replace("'NoneType' object has no attribute 'encode'", 'its data are damaged')
         raise ValueError(f'is DICOM compressed as {syntax.name} that cannot be decoded ({why}): '
                          'copy it again, or save it uncompressed') from e
+    return a if syntax in _lossy else _stored_bits(a, ds)
 
 # %% ../nbs/00ab_dicom.ipynb #48f312cc
 def _coloured(a, ds):
@@ -237,16 +323,25 @@ def _coloured(a, ds):
     if colours.dtype != np.uint8 and colours.max() > 255: colours = colours >> 8
     return colours[..., :3].astype('uint8')
 
+def is_dicom(
+    head:bytes, # first 132 bytes of a file or more
+) -> bool: # with its preamble, or beginning with the group of tags that a file without one begins with
+    "Is this the beginning of a DICOM file?"
+    if head[128:132] == b'DICM': return True
+    group, high, kind, length = head[:2], head[3:4], head[4:6], int.from_bytes(head[4:8], 'little')
+    begins = len(head) >= 132 and group in (b'\2\0', b'\x08\0') and high == b'\0'
+    return begins and (kind in (b'UL', b'OB', b'CS', b'UI', b'DA') or length < 100)
+
 def read_dicom(
     f, # file object or path of a DICOM file
 ) -> Image.Image: # grey: mode `L`, or `F` within 0 to 255
     "Decode a DICOM film and show it as its tags say"
     try: import pydicom
     except ImportError: raise ValueError("is DICOM, which needs pydicom: pip install 'cxrlg[dicom]'") from None
-    ds = pydicom.dcmread(f)
+    ds = pydicom.dcmread(f, force=True)
     if 'PixelData' not in ds:
         raise ValueError('is DICOM without a picture, or with one that is cut off: choose another file of the study, or copy it again')
-    a, kind = stored_values(ds), str(ds.PhotometricInterpretation).strip().upper()
+    a, kind = stored_values(ds), ds.PhotometricInterpretation
     if kind == 'PALETTE COLOR' and a.ndim == 2: a = _coloured(a, ds)
     if a.dtype == np.uint8 and a.ndim == 3 and a.shape[-1] == 3: return Image.fromarray(a).convert('L')
     if a.ndim != 2: raise ValueError(f'is DICOM of shape {a.shape} and type {a.dtype}: a film is grey, or colour of 8 bits')

@@ -149,6 +149,41 @@ def _has_all_passes(frame, scans):
             if c in low: low[c][first:last+1] = bit & 15
     return bool(low) and all((bits == 0).all() for bits in low.values())
 
+# %% ../nbs/00aa_pictures.ipynb #7d20b9f4
+_restart = re.compile(rb'\xff([\xd0-\xd7])')
+
+def _mcus(frame, scan):
+    "Minimum coded units of a scan, which restart markers count"
+    code, head = frame
+    h, w, unit = int.from_bytes(head[1:3], 'big'), int.from_bytes(head[3:5], 'big'), 1 if code & 3 == 3 else 8
+    factors = {c: (both >> 4, both & 15) for c, both in zip(head[6::3], head[7::3])}
+    across, down = max(x for x, _ in factors.values()), max(y for _, y in factors.values())
+    if scan[0] > 1: return -(-w // (unit * across)) * -(-h // (unit * down))
+    x, y = factors.get(scan[1], (1, 1))
+    return -(-(-(-w * x // across)) // unit) * -(-(-(-h * y // down)) // unit)
+
+def _has_all_strips(data, segments, frame):
+    "Does each scan hold as many restart markers as its interval asks for, in their order?"
+    interval = 0
+    for code, body, start, end in segments:
+        if code == 0xDD: interval = int.from_bytes(body[:2], 'big')
+        if code != 0xDA: continue
+        n = max(0, _mcus(frame, body) - 1) // interval if interval else 0
+        found = b''.join(_restart.findall(data, start, end)) if n else bytes(data.find(b'\xff\xd0', start, end) >= 0)
+        if found != bytes(0xD0 + i % 8 for i in range(n)): return False
+    return True
+
+# %% ../nbs/00aa_pictures.ipynb #a94c01be
+_jpeg_notes = {0xE0: b'JFIF', 0xE1: b'', 0xE2: b'ICC', 0xED: b'', 0xEE: b'Adobe', 0xFE: b''}
+_says_colour = {0xE0: 14, 0xEE: 12} # bytes from which on a decoder reads them
+
+def _without_jpeg_notes(data):
+    "A JPEG without the notes that say nothing about its pixels"
+    for code, body, end, _ in reversed(jpeg_segments(data)):
+        note = code in _jpeg_notes and body.startswith(_jpeg_notes[code])
+        if note and len(body) < _says_colour.get(code, 2**16): data = data[:end - len(body) - 4] + data[end:]
+    return data
+
 # %% ../nbs/00aa_pictures.ipynb #028693e8
 def _tables(code, body):
     "Tables that a segment defines, as (code and class, number); (None, 0) for one that is no table"
@@ -209,36 +244,41 @@ def _spliced(data, scans):
     for _, _, end in reversed(scans): data = data[:end] + _other + data[end:]
     return data
 
-def _holes(data, scans):
-    "Runs of zeros in the scans: (start, end, AC scan?, end of the data there), the last run before a marker; four at most"
+def _holes(data, scans, progressive):
+    "Runs of zeros in the scans: (start, end, may intact data hold none?, end of the data there), the last before a marker; four at most"
     if bytes(64) not in data: return []
     found = {}
     for head, start, end in scans:
-        for m in _hole.finditer(data, start, end): found[_next.search(data, m.end()).start()] = *m.span(), head[1 + 2*head[0]] > 0
+        first, _, bits = head[1 + 2*head[0]:4 + 2*head[0]] if progressive else (0, 63, 0)
+        if bits >> 4 and first == 0: continue
+        for m in _hole.finditer(data, start, end):
+            none = first > 0 and (bits >> 4 == 0 or len(m[0]) >= 256)
+            found[_next.search(data, m.end()).start()] = *m.span(), none
     return [(*found[end], end) for end in list(found)[:4]]
 
-def _is_hole(data, whole, pixels, start, end, ac, stop):
+def _is_hole(data, whole, pixels, start, end, none, stop):
     "Is a run of zeros read as picture, while the last bytes before the next marker are not, or are not enough?"
-    def changes(a, b):
+    def changes(a, b, undecodable):
         other = (_other * (1 + (b - a) // len(_other)))[:b-a] or _other
-        return whole != pixels(data[:a] + other + data[b:], 91)
-    return changes(start, end) and (ac or changes(stop, stop) or not changes(stop - 16, stop))
+        try: return whole != pixels(data[:a] + other + data[b:], 91)
+        except (OSError, RuntimeError): return undecodable
+    return changes(start, end, True) and (none or changes(stop, stop, False) or not changes(stop - 16, stop, True))
 
 def check_jpeg(
     data, # bytes of a JPEG
     grey:bool=False, # is the last pixel what a decoder gives where data are missing?
     pixels=_pixels, # function of bytes and a fill that gives all pixels
 ):
-    "Refuse a JPEG that lacks its end, a pass, or data within a scan"
-    frame, scans = jpeg_scans(jpeg_segments(data))
-    holes = _holes(data, scans)
+    "Refuse a JPEG that lacks its end, a pass, a strip, or data within a scan"
+    segments = jpeg_segments(data)
+    frame, scans = jpeg_scans(segments)
     if not _has_all_passes(frame, scans): raise OSError('image file is truncated: some of its passes are missing')
+    if not _has_all_strips(data, segments, frame): raise OSError('image file is damaged: some of its restart markers are missing')
+    holes = _holes(data, scans, frame[0] == 0xC2)
     if frame[0] > 0xC7 or not (grey or holes or len(scans) > 1): return
     whole = pixels(data, 91)
     if whole != pixels(_spliced(data, scans), _filled): raise OSError('image file is truncated: a scan ends before the picture does')
-    for o in holes:
-        if _is_hole(data, whole, pixels, *o[:2], o[2] and frame[0] == 0xC2, o[3]):
-            raise OSError('image file is damaged: there is a hole in its data')
+    if any(_is_hole(data, whole, pixels, *o) for o in holes): raise OSError('image file is damaged: there is a hole in its data')
 
 # %% ../nbs/00aa_pictures.ipynb #c2989307
 _flip = Image.Transpose
@@ -276,23 +316,30 @@ def _open(data):
     if frames > 1: raise ValueError(f'holds {frames} pictures: save the one that is meant')
     return img
 
+def _open_jpeg(data):
+    "Pillow's image of a JPEG, and its bytes; where a note hinders it, both without notes"
+    try: return _open(data), data
+    except Image.UnidentifiedImageError: data = _without_jpeg_notes(data)
+    return _open(data), data
+
 def _png(data):
     "A PNG that is whole"
     chunks = png_chunks(data)
     data = _without_notes(data, chunks)
     with _open(data) as img:
         deep = img.mode[0] not in 'IL1P' and str(img.tile[0][3]).endswith(';16B')
-        if deep: return Image.fromarray(percentile_window(_deep(data)))
-        _blank(img)
-        img.load()
-        unsure = _last(img) == _last(Image.new(img.mode, (1, 1), _filled)) or img.info.get('interlace')
+        if not deep:
+            _blank(img)
+            img.load()
+        unsure = deep or _last(img) == _last(Image.new(img.mode, (1, 1), _filled)) or img.info.get('interlace')
         if unsure and not _has_all_rows(data, png_chunks(data)):
             raise OSError('image file is truncated: it holds fewer rows than its header says')
-        return _grey(_upright(img))
+        return Image.fromarray(percentile_window(_deep(data))) if deep else _grey(_upright(img))
 
 def _jpeg(data, size):
     "A JPEG that is whole, reduced while it is decoded (DCT scaling), never below `size`"
-    with _open(data) as img:
+    opened, data = _open_jpeg(data)
+    with opened as img:
         if img.format == 'JPEG': img.draft('L', (size, size))
         _blank(img)
         img.load()

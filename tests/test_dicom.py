@@ -298,10 +298,9 @@ def test_one_bit_packed(tmp_path):
     assert np.array_equal(read_film(tmp_path / 'a.dcm', 64), bits * np.uint8(255))
 
 
-def test_photometric_interpretation_in_small_letters_is_refused_or_right():
-    try: got = shown(film(), photometric='monochrome1')
-    except DataError: return
-    assert np.array_equal(got, shown(film(), photometric='MONOCHROME1'))
+def test_photometric_interpretation_in_small_letters():
+    for kind in ('monochrome1', 'Monochrome2'):
+        assert np.array_equal(shown(film(), photometric=kind), shown(film(), photometric=kind.upper()))
 
 
 @pytest.mark.parametrize('signed', [False, True])
@@ -418,3 +417,148 @@ def test_a_jpeg_of_absurd_precision(tmp_path):
     for bits in (0, 7, 12, 24, 255):
         with pytest.raises(DataError, match='its header contradicts itself'):
             read_film(with_frame(tmp_path / 'a.dcm', frame[:at] + bytes([bits]) + frame[at+1:]), 96)
+
+
+# ---- tags that contradict the picture
+
+def test_values_of_more_bits_than_the_tags_give_them_are_refused():
+    "Cut to the bits of the tags they would wrap around"
+    a = film()
+    for bits in (8, 10, 11):
+        with pytest.raises(DataError, match=rf'need more than the {bits} bits of its header \(BitsStored\)'):
+            shown(a, BitsStored=bits, HighBit=bits-1)
+    assert np.array_equal(shown(a, BitsStored=16, HighBit=15), shown(a))
+    with pytest.raises(DataError, match='need more than the 12 bits'): shown((a - 1000) % 65536)
+
+
+def test_values_moved_up_are_moved_down():
+    a = film()
+    assert np.array_equal(shown(a * 16, HighBit=15), shown(a))
+    assert np.array_equal(shown(a * 16 + 7, HighBit=15, WindowCenter=1000, WindowWidth=500), shown(a, WindowCenter=1000, WindowWidth=500))
+    assert np.array_equal(shown(a, HighBit=15), shown(a)) # they lie where they would without the tag
+    assert np.array_equal(shown(a, HighBit=40), shown(a))
+
+
+def test_bits_of_an_overlay_are_no_picture():
+    a, overlay = film(), np.zeros((64, 64))
+    overlay[20:30, 20:30] = 1
+    path = dicom(Path(FOLDER.name) / 'o.dcm', a + overlay * 2**14)
+    with pytest.raises(DataError, match='need more than the 12 bits'): read_film(path, 64)
+    ds = pydicom.dcmread(path)
+    ds.add_new((0x6002, 0x0102), 'US', 14)
+    ds.save_as(path)
+    assert np.array_equal(read_film(path, 64), shown(a))
+
+
+def test_padding_of_more_bits_than_stored_is_padding():
+    a = film()
+    a[:8] = 65535
+    got = shown(a, PixelPaddingValue=65535)
+    assert (got[:8] == 0).all() and np.abs(got[9:].astype(int) - shown(film())[9:]).max() <= 40
+
+
+@pytest.mark.parametrize('extended', [True, False])
+def test_signed_values_whether_the_bits_above_repeat_the_sign(extended):
+    a = film() - 2048
+    assert np.array_equal(shown(a % (65536 if extended else 4096), PixelRepresentation=1), shown(film()))
+
+
+def big_endian(path):
+    "A film as big-endian, each word of it swapped"
+    ds = pydicom.dcmread(path)
+    ds.PixelData = np.frombuffer(ds.PixelData, '<u2').byteswap().tobytes()
+    for name in ('VOILUTSequence', 'ModalityLUTSequence'):
+        for item in ds.get(name, []): item['LUTData'].value = np.frombuffer(item.LUTData, '<u2').byteswap().tobytes()
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+    target = path.with_name('big.dcm')
+    pydicom.dcmwrite(target, ds, implicit_vr=False, little_endian=False)
+    return target
+
+
+@pytest.mark.parametrize('name', ['VOILUTSequence', 'ModalityLUTSequence'])
+@pytest.mark.parametrize('bits', [8, 16])
+def test_tables_of_a_big_endian_file(tmp_path, name, bits):
+    table, entries = Dataset(), (np.sqrt(np.linspace(0, 1, 4096)) * (2**bits - 1)).round()
+    table.add_new('LUTDescriptor', 'US', [4096, 0, bits])
+    table.add_new('LUTData', 'OW', entries.astype('<u2' if bits == 16 else 'u1').tobytes())
+    path = dicom(tmp_path / 'a.dcm', film(), **{name: Sequence([table])})
+    assert not np.array_equal(read_film(path, 64), shown(film()))
+    assert np.array_equal(read_film(big_endian(path), 64), read_film(path, 64))
+
+
+def retagged(path, **tags):
+    ds = pydicom.dcmread(path)
+    for name, value in tags.items(): setattr(ds, name, value)
+    ds.save_as(path.with_name('z.dcm'))
+    return path.with_name('z.dcm')
+
+
+@pytest.mark.parametrize('syntax', ['RLELossless', 'JPEGLSLossless', 'JPEG2000Lossless', 'JPEGLosslessProcess14_1'])
+def test_fewer_rows_or_bits_in_the_tags_than_in_a_compressed_picture(tmp_path, syntax):
+    "Half a film would pass for a film"
+    pytest.importorskip('gdcm')
+    compressed(tmp_path / 'a.dcm', syntax)
+    for tags in (dict(Rows=48), dict(Rows=95), dict(Rows=97), dict(Columns=48)):
+        with pytest.raises(DataError, match='its header contradicts itself|is DICOM'): read_film(retagged(tmp_path / 'a.dcm', **tags), 96)
+    with pytest.raises(DataError, match='need more than the 10 bits'):
+        read_film(retagged(tmp_path / 'a.dcm', BitsStored=10, HighBit=9), 96)
+    assert read_film(retagged(tmp_path / 'a.dcm', BitsStored=16, HighBit=15), 96).std() > 20
+
+
+def test_more_bytes_than_the_tags_say(tmp_path):
+    path = dicom(tmp_path / 'a.dcm', film())
+    for tags in (dict(Rows=32), dict(Rows=63), dict(Columns=60)):
+        with pytest.raises(DataError, match='its picture is not what its header says'): read_film(retagged(path, **tags), 64)
+    odd = dicom(tmp_path / 'odd.dcm', ramp()[:63, :63], 8)
+    ds = pydicom.dcmread(odd)
+    assert len(ds.PixelData) == 63 * 63 + 1 and np.abs(read_film(odd, 63).astype(int) - ramp()[:63, :63]).max() == 0
+
+
+@pytest.mark.parametrize('syntax', ['JPEG2000', 'JPEG2000Lossless'])
+def test_holes_in_a_jpeg_2000_picture(tmp_path, syntax):
+    pytest.importorskip('gdcm')
+    frame = compressed(tmp_path / 'a.dcm', syntax)
+    start, end = frame.index(b'\xff\x93') + 2, frame.rindex(b'\xff\xd9')
+    for at, n in ((start + 600, 512), (start + (end - start) // 2, 512), (start + (end - start) * 3 // 10, (end - start) * 7 // 10)):
+        n = min(n, end - at)
+        with pytest.raises(DataError, match='there is a hole in its data'):
+            read_film(with_frame(tmp_path / 'a.dcm', frame[:at] + bytes(n) + frame[at+n:]), 96)
+
+
+@pytest.mark.parametrize('kind', ['flat', 'half', 'border', 'ramp', 'noise'])
+@pytest.mark.parametrize('options', [{}, dict(tile_size=(64, 64)), dict(precinct_size=(64, 64), codeblock_size=(16, 16)),
+                                     dict(quality_layers=[40, 20, 10, 0], precinct_size=(32, 32), codeblock_size=(8, 8))], ids=str)
+def test_whole_jpeg_2000_pictures_of_many_empty_packets(tmp_path, kind, options):
+    pytest.importorskip('gdcm')
+    a = np.full((512, 512), 700, 'uint16')
+    if kind == 'half': a[:256] = film(512)[:256]
+    if kind == 'border': a[200:300, 200:300] = film(100)
+    if kind == 'ramp': a += np.arange(512, dtype='uint16')
+    if kind == 'noise': a = film(512).astype('uint16')
+    f = io.BytesIO()
+    Image.fromarray(a).save(f, 'JPEG2000', no_jp2=True, irreversible=False, **options)
+    f.seek(0)
+    ds = pydicom.dcmread(dicom(tmp_path / 'a.dcm', np.asarray(Image.open(f)), 16))
+    ds.PixelData, ds.file_meta.TransferSyntaxUID = pydicom.encaps.encapsulate([f.getvalue()]), pydicom.uid.JPEG2000Lossless
+    ds.save_as(tmp_path / 'b.dcm')
+    assert np.array_equal(read_film(tmp_path / 'b.dcm', 64), read_film(tmp_path / 'a.dcm', 64))
+
+
+@pytest.mark.parametrize('syntax', ['JPEG2000Lossless', 'RLELossless'])
+def test_signed_values_tagged_as_without_a_sign_are_refused(tmp_path, syntax):
+    pytest.importorskip('gdcm')
+    path = dicom(tmp_path / 'a.dcm', (film(96) - 2048) % 65536, PixelRepresentation=1)
+    assert transcode(path, tmp_path / 'b.dcm', syntax)
+    assert np.array_equal(read_film(tmp_path / 'b.dcm', 96), read_film(path, 96))
+    with pytest.raises(DataError, match='header contradicts itself|need more than the 12 bits'):
+        read_film(retagged(tmp_path / 'b.dcm', PixelRepresentation=0), 96)
+
+
+def test_a_film_without_a_preamble():
+    from cxrlg.dicom import is_dicom, read_dicom
+    data = dicom(Path(FOLDER.name) / 'p.dcm', film()).read_bytes()
+    bare = data[data.index(b'\x08\0\x16\0UI'):]
+    for whole in (data, data[132:], bare):
+        assert is_dicom(whole[:132]) and np.array_equal(read_dicom(io.BytesIO(whole)), read_dicom(io.BytesIO(data)))
+    others = [b'', bytes(200), b'\x08\0', b'<html>' * 50, b'\x89PNG' + bytes(200), b'\x08\0' + b'\xff' * 200]
+    assert not any(map(is_dicom, others))

@@ -1,6 +1,7 @@
 "A film is whole or named: bytes lost, zeroed or changed anywhere, whatever another library told Pillow"
 import functools
 import io
+import re
 import struct
 import tempfile
 import threading
@@ -300,3 +301,74 @@ def test_a_header_that_contradicts_itself(old, new):
 def test_a_whole_jpeg_is_whole_however_unsure_its_last_pixel():
     for name in JPEGS: check_jpeg(jpeg(name), grey=True)
     with warnings.catch_warnings(action='error'): assert read_picture(jpeg('L'), 1).width >= 1
+
+
+# ---- strips, smooth films and notes of a JPEG
+
+@pytest.mark.parametrize('name', ['L', 'RGB', 'progressive'])
+def test_every_strip_of_a_jpeg_is_there(tmp_path, name):
+    "A film that lost strips, or has them in another order, though each of them is whole"
+    data = saved('JPEG', **JPEGS[name], restart_marker_rows=2)
+    whole, scan = read(tmp_path / 'a.jpg', data), data.index(b'\xff\xda')
+    at = [scan + m.start() for m in re.finditer(rb'\xff[\xd0-\xd7]', data[scan:])]
+    lost = [data[:at[0]] + b'\xff\xd9', data[:at[-1]] + b'\xff\xd9', data[:at[1]] + data[at[2]:]]
+    lost += [data[:at[0]] + data[at[0]+2:], data[:at[1]] + data[at[2]:at[3]] + data[at[1]:at[2]] + data[at[3]:]]
+    for damaged in lost: assert read(tmp_path / 'z.jpg', damaged) is None
+    assert np.abs(whole.astype(int) - read(tmp_path / 'b.jpg', jpeg(name))).max() <= 1
+
+
+@pytest.mark.parametrize('shape', [(64, 8), (97, 203), (160, 160)])
+@pytest.mark.parametrize('progressive', [False, True])
+def test_restart_markers_of_whole_jpegs_are_as_many_as_they_should_be(shape, progressive):
+    "Grey and colour, one component a scan and several, blocks and rows"
+    img = Image.fromarray(np.random.default_rng(0).integers(0, 255, shape, dtype='uint8'))
+    options = [dict(restart_marker_rows=1), dict(restart_marker_blocks=3), dict(subsampling=2, restart_marker_blocks=5)]
+    for mode in ('L', 'RGB'):
+        for o in [*options, dict(subsampling=1, restart_marker_blocks=7), dict(restart_marker_blocks=60_000)]:
+            f = io.BytesIO()
+            img.convert(mode).save(f, 'JPEG', progressive=progressive, **(o if mode == 'RGB' else {k: o[k] for k in o if k[0] == 'r'}))
+            assert read_picture(f.getvalue()).size == shape[::-1]
+
+
+y, x = np.mgrid[:300, :300] / 300
+SMOOTH = {
+    'ramp': np.repeat(np.linspace(0, 100, 400).astype('uint8')[:, None], 400, 1), 'diagonal': (x + y) * 120,
+    'circle': np.hypot(x - .5, y - .5) * 300, 'steps': np.floor(x * 10) * 20, 'weak': x * 150 + (x * 1e6 % 3),
+    'border': np.where(np.hypot(x - .5, y - .5) < .3, 100 + 80 * np.sin(9 * x * y), 0),
+}
+
+
+@pytest.mark.parametrize('name', SMOOTH)
+@pytest.mark.parametrize('progressive', [False, True])
+def test_smooth_films_are_whole(name, progressive):
+    "Long runs of zeros are usual where nothing changes, above all in the passes that add a bit"
+    a = np.clip(SMOOTH[name], 0, 255).astype('uint8')
+    for img in (Image.fromarray(a), Image.fromarray(np.stack([a, 255 - a, a // 2 + 50], -1))):
+        for quality in (30, 85, 95):
+            f = io.BytesIO()
+            img.save(f, 'JPEG', quality=quality, progressive=progressive)
+            assert read_picture(f.getvalue()).size == a.shape[::-1]
+
+
+BROKEN_NOTES = {
+    'Adobe': b'\xff\xee\0\x08Adobe\0', 'Photoshop': b'\xff\xed\0\x18Photoshop 3.0\x008BIM\3\xed\0', 'JFIF': b'\xff\xe0\0\6JFIF',
+    'profile': b'\xff\xe2\0\x0eICC_PROFILE\0', 'EXIF': b'\xff\xe1\0\x08Exif\0\0', 'comment': b'\xff\xfe\0\2',
+}
+
+
+@pytest.mark.parametrize('note', BROKEN_NOTES)
+@pytest.mark.parametrize('name', ['L', 'RGB', 'CMYK', 'progressive'])
+def test_a_broken_note_does_not_refuse_a_jpeg(tmp_path, note, name):
+    data = jpeg(name)
+    noted = data[:2] + BROKEN_NOTES[note] + data[2:]
+    assert np.array_equal(read(tmp_path / 'a.jpg', noted), read(tmp_path / 'b.jpg', data))
+
+
+def test_a_png_of_sixteen_bits_and_colour_of_fewer_rows(tmp_path):
+    head = struct.pack('>IIBBBBB', 20, 30, 16, 2, 0, 0, 0)
+    for rows, whole in ((30, True), (20, False)):
+        body = zlib.compress((b'\0' + bytes(range(120))) * rows)
+        (tmp_path / 'a.png').write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', body) + chunk(b'IEND', b''))
+        if whole: assert read_film(tmp_path / 'a.png', 16).shape == (16, 16)
+        else:
+            with pytest.raises(DataError, match='it holds fewer rows than its header says'): read_film(tmp_path / 'a.png', 16)
