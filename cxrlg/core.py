@@ -36,6 +36,7 @@ _all_ = ['DataError']
 
 # %% ../nbs/00_core.ipynb #c0de0102
 _ODD_PATH = re.compile(r'(?:^|/)(?:\s|\.{0,2}(?:/|$))|\s(?:/|$)')
+_DASH = re.compile('[\u2010-\u2015\u2212\u2e3a\u2e3b]')
 _NUMBER = re.compile(r'([+-]?)(?=\.?\d)(\d*)\.?(\d*)(?:e([+-]?\d{1,6}))?', re.ASCII)
 
 def film_key(
@@ -69,11 +70,17 @@ def on_disk(
     same = _names_in(folder, listings).get(film_key(name), [])
     return os.path.join(folder, same[0]) if len(same) == 1 else None
 
+def _seen(text):
+    "What a reader sees of an id: no invisible characters, one kind of dash, no `=` and quotes of a spreadsheet around it"
+    text = ' '.join(unicodedata.normalize('NFKC', ' '.join(text.split())).split())
+    text = ''.join(c for c in text if unicodedata.category(c) not in ('Cc', 'Cf'))
+    return _DASH.sub('-', text).lstrip('=').strip(' \'"').casefold()
+
 def patient_key(
     patient, # id of a patient
 ) -> str: # the same for ids that may be one person's
     "What spellings of an id share after a spreadsheet or a merge: `12` and `12.0`, `7` and `007`, `1000` and `1E+03`, `p1` and `P1`"
-    text = unicodedata.normalize('NFKC', ' '.join(str(patient).split())).casefold()
+    text = _seen(str(patient))
     found = _NUMBER.fullmatch(text)
     if not found: return text
     sign, whole, part, power = found.groups()
@@ -149,11 +156,22 @@ class _PlainYaml(yaml.SafeLoader):
     "YAML in which a name stands once, and a number means what it looks like"
     def _refuse(self, node, problem): raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
+    def construct_object(self, node, deep=False):
+        try: return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, OverflowError):
+            self._refuse(node, f'{str(node.value)[:40]} is no {node.tag.rpartition(":")[2]}: correct it, or put it in quotes')
+
+    def _name(self, node):
+        "What a name means: 1 and 1.0 are one, yes and true too"
+        plain = isinstance(node, yaml.ScalarNode) and node.tag.rpartition(':')[2] in ('str', 'int', 'float', 'bool', 'null', 'timestamp')
+        return self.construct_object(node) if plain else (node.tag, str(node.value))
+
     def compose_mapping_node(self, anchor):
-        node, seen = super().compose_mapping_node(anchor), set()
+        node, seen = super().compose_mapping_node(anchor), {}
         for name, _ in node.value:
-            if (name.tag, str(name.value)) in seen: self._refuse(name, f'{name.value} is given twice: keep one')
-            seen.add((name.tag, str(name.value)))
+            other = seen.setdefault(self._name(name), name)
+            if other.value != name.value: self._refuse(name, f'{name.value} is the same name as {other.value}: keep one, or use quotes')
+            if other is not name: self._refuse(name, f'{name.value} is given twice: keep one')
         return node
 
     def compose_scalar_node(self, anchor):

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from .core import META, DataError, atomic_write, check_known, did_you_mean, few, film_key, labels_of, n_cpus
 from .core import on_disk, patient_key, walk_files
+from .label_files import data_folder, refuse_kind
 from .label_values import decide_uncertain, label_values, strange_values
 from .readers import CHEXPERT, FILM_SUFFIXES, NIH, check_columns, film_stem, register_reader, years
 from .readers import READERS as _readers
@@ -120,9 +121,13 @@ def _locate(table, root, folders=None):
 # %% ../nbs/00_data.ipynb #503be1c9
 _NO_PATIENT = {'nan', '-nan', '<na>', '#n/a', '#na', '#n/a n/a', 'nat', '1.#ind', '-1.#ind', '1.#qnan', '-1.#qnan'}
 
+def _said(column):
+    "The texts of a column without blanks at their ends; the empty text where nothing is said"
+    return column.astype(object).where(column.notna(), '').astype(str).str.strip()
+
 def _blank_ids(ids):
     "Where nothing is said, or what a program writes for it"
-    text = ids.astype(object).where(ids.notna(), '').astype(str).str.strip()
+    text = _said(ids)
     return (text == '').to_numpy() | text.str.lower().isin(_NO_PATIENT).to_numpy()
 
 def _check_ids(table):
@@ -164,18 +169,36 @@ def read_table(
     **options, # the reader's own options
 ) -> pd.DataFrame: # `image patient` (`study view sex age split`), then a float32 column a finding; `attrs`: `labels left_out dataset`
     "Read a data set into the table that everything else works on"
-    check_known([dataset], _readers, 'reader')
-    root, (reader, folders) = Path(root).expanduser(), _readers[dataset]
+    reader_options(dataset, options | dict(exists=exists, merge_patients=merge_patients))
+    refuse_kind('definite', definite, bool)
+    root, (reader, folders) = data_folder(root), _readers[dataset]
     if not root.is_dir(): raise DataError(f'there is no folder {root} (looked from {Path.cwd()}): give the folder of the data set')
-    known = list(inspect.signature(reader).parameters)[1:]
-    strange = [o for o in options if o not in known]
-    if strange: raise DataError(f'the reader {dataset!r} has no option {strange[0]!r}; {did_you_mean(strange[0], known)}')
     table = reader(root, **options)
     if not isinstance(table, pd.DataFrame): raise DataError(f'the reader {dataset!r} gave {type(table).__name__}, and no table')
     table, n_uncertain, notes = _checked(table, dataset, uncertain, definite, merge_patients)
     return _finished(table, dataset, root, folders, exists, n_uncertain, notes, verbose)
 
 # %% ../nbs/00_data.ipynb #600964a1
+_OF_THE_STUDY = dict(uncertain='uncertain', definite='definite', dataset='data', root='data_dir')
+_OF_ALL = dict(exists=bool, merge_patients=bool, verbose=object)
+
+def reader_options(
+    dataset:str, # name of a reader
+    options:dict, # what it is given, as in a study's `data_args`
+) -> dict: # the same
+    "Refuse options that a reader does not have, that belong to the study, or whose values are of another kind"
+    check_known([dataset], _readers, 'reader')
+    parameters = dict(list(inspect.signature(_readers[dataset][0]).parameters.items())[1:])
+    for name, value in options.items():
+        own = _OF_THE_STUDY.get(name)
+        if own: raise DataError(f'{name!r} is no option of a reader, but the study\'s own {own!r}: give it there')
+        if name not in (*parameters, *_OF_ALL):
+            raise DataError(f'the reader {dataset!r} has no option {name!r}; {did_you_mean(name, parameters)}')
+        told = parameters.get(name)
+        if told is None: refuse_kind(name, value, _OF_ALL[name])
+        elif not (value is None and told.default is None): refuse_kind(name, value, told.annotation)
+    return options
+
 def _checked(table, dataset, uncertain, definite, merge_patients):
     "A reader's table with ids, paths and labels that can be used; how many labels are uncertain; what there is to say"
     labels, what, notes = labels_of(table), f'the table of reader {dataset!r}', list(table.attrs.get('notes', []))
@@ -193,6 +216,7 @@ def _checked(table, dataset, uncertain, definite, merge_patients):
     table[labels] = y
     return decide_uncertain(table, uncertain, definite), n_uncertain, notes
 
+# %% ../nbs/00_data.ipynb #600965a1
 def _finished(table, dataset, root, folders, exists, n_uncertain, notes, verbose):
     "The table with the films that are there and the columns that say something"
     labels, lost = labels_of(table), table[:0]
@@ -207,7 +231,6 @@ def _finished(table, dataset, root, folders, exists, n_uncertain, notes, verbose
     if verbose: print(_summary(table, n_uncertain, lost, notes))
     return table
 
-# %% ../nbs/00_data.ipynb #600965a1
 def _warn_of_lost_parts(table, lost):
     "Say which part of the official split is listed and not there at all"
     there = set(table.split) if 'split' in table else set()
@@ -262,8 +285,8 @@ def _label_problems(y, labels):
 # %% ../nbs/00_data.ipynb #2b2044a1
 def _identity_problems(table, y):
     "Rows that name the same image, under one spelling or two"
-    key = table.image.map(lambda o: film_key(o) if isinstance(o, str) else o)
-    twice = key.duplicated(keep=False)
+    key = _said(table.image).map(film_key)
+    twice = key.duplicated(keep=False) & ~_blank_ids(table.image)
     other = twice & (y.fillna(-1).groupby(key).transform('nunique') > 1).any(axis=1)
     what = f'the same image with other labels: {few(table.image[other].unique(), 3)}'
     yield _problem('fatal', 'image twice, other labels', other, what, 'keep the right row')
@@ -273,16 +296,17 @@ def _identity_problems(table, y):
 def _study_problems(table, y):
     "Films of one study that are labelled otherwise"
     if 'study' not in table: return
-    visit = table.patient.astype(str) + '/' + table.study.astype(str)
+    study = _said(table.study)
+    visit = _said(table.patient) + '/' + study
     groups = y.groupby(visit)
-    other = table.study.notna() & (groups.transform('max') > groups.transform('min')).any(axis=1)
+    other = (study != '') & (groups.transform('max') > groups.transform('min')).any(axis=1)
     what = f'{visit[other].nunique():,} studies whose films have other labels, such as {few(visit[other].unique(), 3)}'
     yield _problem('note', 'study with other labels', other, what, 'by study, a finding is present where any film has it (unit: study)')
 
 def _view_problems(table):
     "Lateral films among frontal ones"
     if 'view' not in table: return
-    said = table.view.astype(object).where(table.view.notna(), '').astype(str).str.strip()
+    said = _said(table.view)
     view = said.str.upper()
     lateral = view.isin(['L', 'LL', 'RL']) | (view.str.contains('LAT') & ~view.str.contains('DEC'))
     frontal = said[~lateral & (view != '')]
@@ -312,7 +336,7 @@ _ROUNDED = r'\d(?:\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+'
 
 def _patient_problems(patient):
     "Ids that may be one person's, that may stand for nobody, and that were rounded"
-    patient = patient.mask(_blank_ids(patient)).map(lambda o: str(o).strip(), na_action='ignore')
+    patient = _said(patient).mask(_blank_ids(patient))
     pairs = [list(names) for names in _spellings(patient).values()]
     what = f'{few(" = ".join(names) for names in pairs)}: films of one person on both sides of a fold, if each of these is one person'
     do = 'if each is one person, read the table with merge_patients=True (in YAML under data_args); if they are two, leave them'
@@ -349,7 +373,7 @@ def _facts(table, film, n_jobs, progress):
 def _film_problems(table, labels, facts):
     "What the films show"
     error, kinds = facts.error.astype(object).fillna('').astype(str), dict(missing='is not there', truncated='truncated', unreadable='')
-    left = error != ''
+    left = (error != '') & ~_blank_ids(table.image) # which are told already
     for kind, text in kinds.items():
         mask = left & error.str.contains(text, regex=False)
         yield _problem('fatal', f'{kind} film', mask, few(error[mask], 3), 'copy or download them again, or drop the rows')
@@ -387,7 +411,7 @@ def audit(
     "Look for what would spoil a study"
     labels = labels_of(table)
     check_columns(table.columns, ['image', 'patient'], 'the table')
-    table = table.reset_index(drop=True)
+    table = table.reset_index(drop=True).astype(dict(image=object, patient=object)) # a categorical one takes no other value
     found = list(_table_problems(table, labels))
     packed = table.image.astype(str).str.contains('.npz#', regex=False) & (pixels is None and root is not None)
     film = _films(table, root, pixels, read)
@@ -409,7 +433,7 @@ def _films(table, root, pixels, read):
     if pixels is not None: return lambda i, size: pixels[i]
     if root is None: return None
     read = read or import_module('cxrlg.films').read_film
-    return lambda i, size: read(os.path.join(root, table.image[i]), size)
+    return lambda i, size: read(os.path.join(root, str(table.image[i])), size)
 
 def _odd_films(film, problems, path, most=24):
     "A contact sheet of the films that can be decoded and that a warning or worse points to"

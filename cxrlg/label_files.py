@@ -7,6 +7,8 @@ __all__ = []
 
 # %% ../nbs/00d_label_files.ipynb #1abe0003
 import csv
+import os
+import re
 import threading
 import warnings
 import zipfile
@@ -20,13 +22,12 @@ from pandas.io.common import get_handle
 from .core import DataError, did_you_mean, few, printable
 
 # %% ../nbs/00d_label_files.ipynb #00d00009
-_BLANK = ['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN', '<NA>', 'N/A', 'NA', 'NULL', 'NaN',
-          'None', 'n/a', 'nan', 'null']
 _CSV_ERRORS = (UnicodeError, ValueError, csv.Error, pd.errors.ParserWarning, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 def _csv_rows(path):
     "The rows of a CSV file as lists of cells, with the line where each ends; empty lines are left out"
     with get_handle(path, 'r', encoding='utf-8-sig', compression='infer') as opened:
+        csv.field_size_limit(2**31 - 1) # a cell may hold a report
         rows = csv.reader(opened.handle)
         for cells in rows:
             if cells: yield rows.line_num, cells
@@ -42,6 +43,7 @@ def csv_problem(
     "What keeps a file from being read"
     if isinstance(e, UnicodeDecodeError): return f'is not UTF-8 (byte {e.start}): save it with UTF-8 encoding'
     if isinstance(e, pd.errors.EmptyDataError): return 'is empty: copy or download it again'
+    if 'Multiple files found' in str(e): return 'holds several files: unpack it, and name the one with the table'
     broken = pd.errors.ParserError, pd.errors.ParserWarning, csv.Error
     if isinstance(e, broken): return f'has a broken row{_broken(path)}: mend or remove it'
     if isinstance(e, OSError) and e.strerror: return f'cannot be read ({e.strerror}): copy or download it again'
@@ -80,7 +82,19 @@ def check_columns(
     raise DataError(f'{path}: no column {few(map(repr, missing))}{title or "; " + did_you_mean(missing[0], names)}')
 
 # %% ../nbs/00d_label_files.ipynb #00d0000b
+_BLANK = ['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN', '<NA>', 'N/A', 'NA', 'NULL', 'NaN',
+          'None', 'n/a', 'nan', 'null']
 _filters = threading.Lock()
+_NO_TEXT = {b'\x1f\x8b': 'is packed by gzip: unpack it, or call it .csv.gz',
+            b'\xd0\xcf\x11\xe0': 'is an Excel workbook: save it as CSV (UTF-8)',
+            b'PK\x03\x04': 'is an Excel workbook or a zip archive: save it as CSV (UTF-8), or unpack it'}
+
+def _refuse_no_text(path):
+    "Refuse what is no text although its name does not say so"
+    if path.suffix.lower() in ('.gz', '.zip', '.bz2', '.xz', '.zst', '.tar'): return
+    with open(path, 'rb') as f: start = f.read(4)
+    for magic, what in _NO_TEXT.items():
+        if start.startswith(magic): raise DataError(f'{path} {what}')
 
 def _above(path):
     "Advice where the file lies one folder above the one it was looked for in"
@@ -112,6 +126,7 @@ def read_csv(
     "A CSV file, or one line that says why not"
     path = Path(path)
     try:
+        _refuse_no_text(path)
         names = _header(path)
         if names: check_columns(names, needed, path)
         df = _parse(path, names, ids, text)
@@ -122,17 +137,46 @@ def read_csv(
     if not len(df): raise DataError(f'{path} has a header and no rows')
     first = {raw: raw.strip() for raw in reversed(names) if raw.strip()}
     df = df.rename(columns=first)
-    for c in {*ids} & {*df}: df[c] = df[c].str.strip().where(lambda o: o != '')
+    for c in {*ids, *text} & {*df}: df[c] = df[c].str.strip().where(lambda o: o != '')
     return df
+
+# %% ../nbs/00d_label_files.ipynb #a0d00002
+_KINDS = {str: 'text', int: 'a whole number', bool: 'true or false'}
+
+def _is_a(value, kind):
+    "Is it text with something in it, a whole number, or true or false?"
+    if kind is str: return isinstance(value, (str, os.PathLike)) and bool(str(value).strip())
+    if kind is int: return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return isinstance(value, (bool, np.bool_))
+
+def refuse_kind(
+    name, # of the option
+    value, # what is given
+    kind, # what it has to be: `str`, `int` or `bool`; others are not looked at
+):
+    "Refuse a value of an option that is of another kind"
+    if kind not in _KINDS or _is_a(value, kind): return
+    said = 'blank' if value is None or value == '' else repr(value)
+    wanted = _KINDS[kind] + ', in quotes where it is a number' * (kind is str)
+    raise DataError(f'the option {name!r} is {said}: give {wanted}, or leave it out')
+
+def data_folder(
+    root, # folder of the data set; `~` is the home folder
+) -> Path: # the folder
+    "The folder that is meant"
+    try: return Path(root).expanduser()
+    except (RuntimeError, TypeError): raise DataError(f'the folder {root} cannot be found: give its whole path') from None
 
 # %% ../nbs/00d_label_files.ipynb #00d0000e
 def years(
     age, # ages as numbers or text
 ) -> pd.Series: # float32, in years; NaN where nothing is said
-    "Ages in years: 58, '058Y', '011M' and '003D' are all met"
+    "Ages in years: 58, '058Y', '011M' and '003D' are all met; a date or a range is no age"
     if pd.api.types.is_numeric_dtype(age): return pd.Series(age.to_numpy('float32', na_value=np.nan), age.index, name=age.name)
     said = age.astype(object).where(age.notna(), '').astype(str).str.strip()
-    s = said.str.extract(r'^\s*0*(-?\d+(?:\.\d+)?)\s*([YMWDymwd]?)')
+    unit = r'(Y(?:rs?|ears?)?|M(?:os?|onths?)?|W(?:ks?|eeks?)?|D(?:ays?)?)'
+    s = said.str.extract(rf'^(-?[0-9]+(?:\.[0-9]+)?)\s*(?:{unit}\.?(?:\s*old)?)?$', flags=re.IGNORECASE)
     lost = said[s[0].isna() & (said != '')]
     if len(lost): warnings.warn(f'{len(lost):,} ages cannot be read as years ({few(lost.unique(), 3)}): they are unknown')
-    return (pd.to_numeric(s[0]) / s[1].str.upper().map({'M': 12., 'W': 52.18, 'D': 365.25}).fillna(1.)).astype('float32').rename(age.name)
+    a_year = s[1].str[0].str.upper().map({'M': 12., 'W': 52.18, 'D': 365.25}).fillna(1.)
+    return (pd.to_numeric(s[0]) / a_year).astype('float32').rename(age.name)

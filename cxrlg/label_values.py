@@ -53,7 +53,8 @@ def _policy(uncertain, labels):
     for k, v in byname.items():
         if k not in labels:
             raise DataError(f'uncertain names a finding that the table lacks: {k!r}; {did_you_mean(k, labels)}')
-        if v not in _policies: raise DataError(f"uncertain={v!r} for {k}: choose 'ignore', 'zeros', 'ones' or 'soft'")
+        if not isinstance(v, str) or v not in _policies:
+            raise DataError(f"uncertain={v!r} for {k}: choose 'ignore', 'zeros', 'ones' or 'soft'")
     return pd.Series({k: _policies[byname.get(k, 'ignore')] for k in labels})
 
 def decide_uncertain(

@@ -7,6 +7,7 @@ __all__ = ['CHEXPERT', 'NIH', 'FILM_SUFFIXES', 'CHEXPERT_PARENTS', 'register_rea
 
 # %% ../nbs/00d_readers.ipynb #00d00003
 import ast
+import re
 import tarfile
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ import pandas as pd
 
 from .core import META, DataError, check_findings, check_known, did_you_mean, few, film_key, printable
 from .label_files import check_columns, csv_problem, read_csv, years
+from .label_values import label_values
 
 # %% ../nbs/00d_readers.ipynb #00d00006
 CHEXPERT = ['No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation',
@@ -66,6 +68,12 @@ def parents_first(
 # %% ../nbs/00d_readers.ipynb #00d00011
 READERS = {}
 
+def of_a_mac(
+    path, # of a file
+) -> bool: # is it no file of the data set?
+    "A Mac adds to each file of an archive a second one, whose name begins with `._`"
+    return Path(path).name.startswith('._')
+
 def find_one(
     root:Path, # folder
     *patterns, # of names; the first that any file matches counts
@@ -73,7 +81,7 @@ def find_one(
 ) -> Path: # the file
     "The one file that matches the first pattern to match any"
     for p in patterns:
-        found = sorted(f for f in root.glob(p) if f.is_file())
+        found = sorted(f for f in root.glob(p) if f.is_file() and not of_a_mac(f))
         if len(found) > 1: raise DataError(f'{root} holds {len(found)} files {p} ({few(f.relative_to(root) for f in found)}): {advice}')
         if found: return found[0]
     raise DataError(f'{root} holds no file {" or ".join(patterns)}: is this the right folder?')
@@ -120,12 +128,13 @@ def _asked_findings(labels):
     return [o.strip() for o in check_findings(labels, 'labels')]
 
 @register_reader('csv')
-def _csv(root, csv='labels.csv', image='image', patient='patient', labels=None,
-         study=None, view=None, sex=None, age=None, split=None):
+def _csv(root, csv:str='labels.csv', image:str='image', patient:str='patient', labels=None,
+         study:str=None, view:str=None, sex:str=None, age:str=None, split:str=None):
     "Any table: the columns are named by the caller; `image` holds paths relative to the root"
     named = dict(image=image, patient=patient, study=study, view=view, sex=sex, age=age, split=split)
     meta, labels = {k: str(v).strip() for k, v in named.items() if v is not None}, _asked_findings(labels)
-    df = read_csv(root / csv, [*dict.fromkeys(meta.values()), *labels], ids=[meta['image'], meta['patient']])
+    texts = [meta[k] for k in ('study', 'view', 'sex', 'split') if k in meta]
+    df = read_csv(root / csv, [*dict.fromkeys(meta.values()), *labels], ids=[meta['image'], meta['patient']], text=texts)
     return with_labels({k: years(df[v]) if k == 'age' else df[v] for k, v in meta.items()}, df[labels])
 
 # %% ../nbs/00d_readers.ipynb #00d00016
@@ -157,7 +166,7 @@ def _official(root, images):
     return split, notes
 
 @register_reader('nih', folders=lambda root: [f.name for f in root.glob('images*') if f.is_dir()] or [''])
-def _nih(root, no_finding=False, csv=None):
+def _nih(root, no_finding:bool=False, csv:str=None):
     "NIH ChestX-ray14"
     path = root / csv if csv else find_one(root, 'Data_Entry_2017*.csv', 'Data_Entry_2017*.csv.gz')
     cols = ['Image Index', 'Finding Labels', 'Patient ID']
@@ -166,12 +175,13 @@ def _nih(root, no_finding=False, csv=None):
     age, (split, notes) = years(df['Patient Age']) if 'Patient Age' in df else None, _official(root, df['Image Index'])
     meta = dict(image='images/' + df['Image Index'], patient=df['Patient ID'], view=df.get('View Position'),
                 sex=df.get('Patient Gender'), age=age, split=split)
-    return with_labels(meta, _one_hot(df['Finding Labels'], NIH + ['No Finding'] * bool(no_finding), path, ['No Finding']), notes)
+    return with_labels(meta, _one_hot(df['Finding Labels'], NIH + ['No Finding'] * no_finding, path, ['No Finding']), notes)
 
 # %% ../nbs/00d_readers.ipynb #00d0001a
-def _blanks(y, blank):
-    "What a blank means where a program has read the reports"
+def _blanks(df, image, blank):
+    "The findings of reports that a program has read, as numbers, and what a blank means there"
     if blank not in ('absent', 'unknown'): raise DataError(f"blank={blank!r}: choose 'absent' or 'unknown'")
+    y = label_values(df[CHEXPERT].assign(image=image), CHEXPERT)
     if blank == 'absent': return y.fillna(0)
     ill = [c for c in y if c not in ('No Finding', 'Support Devices')]
     some, none = y[ill].isin([1, -1]).any(axis=1), y['No Finding'] == 1
@@ -180,7 +190,7 @@ def _blanks(y, blank):
     return y
 
 @register_reader('chexpert')
-def _chexpert(root, blank='absent', csv=None):
+def _chexpert(root, blank:str='absent', csv:str=None):
     "CheXpert: `train.csv`, `valid.csv`, `test.csv`"
     paths = [root / csv] if csv else [p for part in ('train', 'valid', 'test') for p in _chexpert_lists(root, part)]
     if not paths: raise DataError(f'{root} holds no train.csv or valid.csv: is this the folder of CheXpert?')
@@ -203,16 +213,26 @@ def _in_batches(part, batches, image):
     batch = part.patient.map(batches).where(part.split == 'train')
     return (batch + '/' + part.image.str.partition('/')[2]).where(batch.notna(), image)
 
+def _sex(said):
+    "M, F or O from words for it"
+    first = said.astype('string').str[:1].str.upper()
+    return first.astype(object).where(first.isin(['M', 'F', 'O']).to_numpy(bool))
+
+def _chexpert_view(df):
+    "AP or PA, and L where the column says lateral, or the film's name where that is blank"
+    said = df['Frontal/Lateral'].where(df['Frontal/Lateral'].notna(), df.Path) if 'Frontal/Lateral' in df else df.Path
+    lateral = said.str.rpartition('/')[2].str.lower().str.contains('lat', regex=False)
+    return df.get('AP/PA', pd.Series(np.nan, df.index)).astype(object).where(~lateral.to_numpy(bool), 'L')
+
 def _chexpert_file(path, root, blank, batches):
-    df = read_csv(path, ['Path', *CHEXPERT], ids=['Path'])
+    df = read_csv(path, ['Path', *CHEXPERT], ids=['Path'], text=['Sex', 'Frontal/Lateral', 'AP/PA'])
     part = df.Path.str.extract(r'(?P<image>(?P<split>train|valid|test)/(?P<study>(?P<patient>patient\d+)/study\d+)/.*)$')
     _refuse_pattern(df.Path, part.image.isna(), path, '.../train/patient00001/study1/view1_frontal.jpg')
     folder = path.parent.relative_to(root).as_posix() + '/' if path.parent != root and path.is_relative_to(root) else ''
     image = folder + part.image
     if batches: image = _in_batches(part, batches, image)
-    view = df.get('AP/PA', pd.Series(np.nan, df.index)).where(df.get('Frontal/Lateral', 'Frontal') == 'Frontal', 'L')
-    sex = df.Sex.astype('string').str[0].astype(object).where(lambda o: o.isin(['M', 'F'])) if 'Sex' in df else None
-    age, y = years(df.Age) if 'Age' in df else None, _blanks(df[CHEXPERT].copy(), blank)
+    view, sex = _chexpert_view(df), _sex(df.Sex) if 'Sex' in df else None
+    age, y = years(df.Age) if 'Age' in df else None, _blanks(df, df.Path, blank)
     return part.assign(image=image, view=view, sex=sex, age=age, **y)[META + CHEXPERT]
 
 # %% ../nbs/00d_readers.ipynb #00d0001e
@@ -232,7 +252,7 @@ def _mimic_labels(root, films, labeler, blank):
     twice = y.study_id[y.duplicated(_MIMIC_IDS)]
     if len(twice): raise DataError(f'{root}: the labels of {labeler} list study {twice.iloc[0]} more than once: download them again')
     first = y.study_id.iloc[0]
-    y = y[_MIMIC_IDS].join(_blanks(y[CHEXPERT].copy(), blank))
+    y = y[_MIMIC_IDS].join(_blanks(y, 'study ' + y.study_id, blank))
     df = films.merge(y, on=_MIMIC_IDS, how='left', validate='m:1', indicator='labelled')
     n = int((df.labelled != 'both').sum())
     if n == len(df):
@@ -241,7 +261,7 @@ def _mimic_labels(root, films, labeler, blank):
     return df, [f'{n:,} films of studies without labels'] * (n > 0)
 
 @register_reader('mimic')
-def _mimic(root, blank='unknown', labeler='chexpert'):
+def _mimic(root, blank:str='unknown', labeler:str='chexpert'):
     "MIMIC-CXR-JPG: `mimic-cxr-2.0.0-*.csv.gz`"
     df, notes = _mimic_labels(root, _mimic_list(root, 'split', ['dicom_id', 'split']), labeler, blank)
     if list(root.glob('mimic-cxr-*-metadata.csv*')):
@@ -256,33 +276,40 @@ def _mimic(root, blank='unknown', labeler='chexpert'):
 
 # %% ../nbs/00d_readers.ipynb #00d00021
 @register_reader('slam', folders=[''])
-def _slam(root, csv=None):
+def _slam(root, csv:str=None):
     "Grand X-Ray Slam: `Image_name` is patient_study_image.jpg"
     path = root / csv if csv else find_one(root, 'train*.csv', '*.csv')
-    df = read_csv(path, ['Image_name', *CHEXPERT], ids=['Image_name', 'Patient_ID'])
+    df = read_csv(path, ['Image_name', *CHEXPERT], ids=['Image_name', 'Patient_ID'], text=['Sex', 'ViewPosition'])
     part = df.Image_name.str.extract(r'^(?P<study>(?P<patient>[^_/]+)_[^_/]+)_[^/]+$')
     _refuse_pattern(df.Image_name, part.patient.isna(), path, 'patient_study_image.jpg')
-    sex = df.Sex.astype(str).str[0].where(df.Sex.notna()) if 'Sex' in df else None
+    sex = _sex(df.Sex) if 'Sex' in df else None
     meta = dict(image=df.Image_name, patient=df.get('Patient_ID', part.patient), study=part.study, view=df.get('ViewPosition'),
                 sex=sex, age=years(df.Age) if 'Age' in df else None)
     return with_labels(meta, df[CHEXPERT])
 
 # %% ../nbs/00d_readers.ipynb #00d00024
-def _npz(path):
-    "An archive of arrays, opened without running anything in it"
-    try: return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise DataError(f'{path} cannot be read ({e or type(e).__name__}): download it again') from None
+def _npz(path, names):
+    "Arrays of an archive, read without running anything in it"
+    try:
+        f = np.load(path, allow_pickle=False)
+        if isinstance(f, np.ndarray): raise DataError(f'{path} is one array (.npy), and no archive of several: download it again')
+        with f:
+            missing = [name for name in names if name not in f]
+            if missing: raise DataError(f'{path} holds no {few(missing)}; {did_you_mean(missing[0], f.files)}')
+            return [f[name] for name in names]
+    except DataError: raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        why, do = printable(e) or type(e).__name__, 'download it again'
+        if 'pickle' in why: why, do = 'it holds pickled objects, which are not loaded', 'save its labels as numbers'
+        raise DataError(f'{path} cannot be read ({why}): {do}') from None
 
 @register_reader('chestmnist')
-def _chestmnist(root, px=None):
+def _chestmnist(root, px:int=None):
     "ChestMNIST: the `medmnist` file of `px` pixels, or the only one there"
     pattern = 'chestmnist*.npz' if px is None else 'chestmnist.npz' if px == 28 else f'chestmnist_{px}.npz'
     path = find_one(root, pattern, advice='choose one with px= (28 for chestmnist.npz)')
-    with _npz(path) as f:
-        missing = [f'{s}_labels' for s in ('train', 'val', 'test') if f'{s}_labels' not in f]
-        if missing: raise DataError(f'{path} holds no {few(missing)}; {did_you_mean(missing[0], f.files)}')
-        y = {s: f[f'{s}_labels'] for s in ('train', 'val', 'test')}
+    parts = 'train', 'val', 'test'
+    y = dict(zip(parts, _npz(path, [f'{s}_labels' for s in parts])))
     if any(o.ndim != 2 or o.shape[1] != len(NIH) for o in y.values()):
         raise DataError(f'{path}: labels of shape {[o.shape for o in y.values()]}, expected [n, {len(NIH)}]')
     image = [f'{path.name}#{s}:{i}' for s, o in y.items() for i in range(len(o))]
@@ -295,14 +322,19 @@ def _chestmnist(root, px=None):
 # %% ../nbs/00d_readers.ipynb #00d00027
 _remarks = ['unchanged', 'suboptimal study', 'exclude', '']
 
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
+
 def _padchest_names(text):
-    "PadChest's lists, written as Python"
-    try: return [o.strip() for o in ast.literal_eval(text)]
-    except (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError):
-        raise DataError(f"PadChest: Labels is {text[:200]!r}; expected a list such as ['cardiomegaly', 'scoliosis']") from None
+    "PadChest's lists, written as Python: names in quotes with commas between them"
+    try: names = [o.value.strip() for o in ast.parse(text.strip(), mode='eval').body.elts]
+    except (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError): names = None
+    if names is None or len(names) != len(_QUOTED.findall(text)): # Python joins 'a' 'b' to one name
+        wanted = "expected a list with commas between its names, such as ['cardiomegaly', 'scoliosis']"
+        raise DataError(f'PadChest: Labels is {text[:200]!r}; {wanted}')
+    return names
 
 @register_reader('padchest', folders=[''])
-def _padchest(root, csv=None, min_films=500, labels=None):
+def _padchest(root, csv:str=None, min_films:int=500, labels=None):
     "PadChest"
     path = root / csv if csv else find_one(root, 'PADCHEST*.csv', 'PADCHEST*.csv.gz')
     df = read_csv(path, ['ImageID', 'PatientID', 'Labels'], ids=['ImageID', 'PatientID'], text=['StudyID', 'Labels'])
@@ -327,7 +359,7 @@ def _padchest_age(df):
 
 # %% ../nbs/00d_readers.ipynb #00d00029
 @register_reader('vindr', folders=[''])
-def _vindr(root, csv=None, agree=2):
+def _vindr(root, csv:str=None, agree=2):
     "VinDr-CXR: boxes of several readers to one label a film"
     paths = dict(train=root / csv) if csv else _vindr_lists(root)
     paths = paths or dict(train=find_one(root, 'train.csv', 'train.csv.gz'))
@@ -352,6 +384,7 @@ def _votes(path, split, agree):
     df = read_csv(path, ['image_id', 'class_name'], ids=['image_id', 'class_name', 'rad_id'])
     if 'rad_id' not in df: df, agree = df.assign(rad_id='consensus'), 1
     _refuse_blank(df, ['image_id', 'class_name', 'rad_id'], path, 'not filled in')
+    check_findings(df.class_name.unique(), path)
     _refuse_agree(agree, df, path)
     n = df.groupby(['image_id', 'class_name']).rad_id.nunique().unstack(fill_value=0)
     y = (n >= agree).astype('float32').mask((n > 0) & (n < agree), -1)
@@ -367,13 +400,14 @@ def _openi_reports(root):
     "Name and XML of every report, packed or not"
     folder = root / 'ecgen-radiology'
     if folder.is_dir():
-        for path in sorted(folder.glob('*.xml')): yield path.name, path.read_bytes()
+        for path in sorted(folder.glob('*.xml')):
+            if not of_a_mac(path): yield path.name, path.read_bytes()
         return
     path = find_one(root, 'NLMCXR_reports.tgz', advice='keep one')
     try:
         with tarfile.open(path) as packed:
             for member in packed:
-                if member.name.endswith('.xml'): yield member.name, packed.extractfile(member).read()
+                if member.name.endswith('.xml') and not of_a_mac(member.name): yield member.name, packed.extractfile(member).read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
         raise DataError(f'{path} cannot be read ({printable(e) or type(e).__name__}): download it again') from None
 

@@ -296,6 +296,24 @@ def test_a_number_is_one_patient_however_it_is_written(n, zeros, decimals):
     assert patient_key(f'{n}e{zeros}') == patient_key(f'{n}' + '0'*zeros) and patient_key(str(n + 1)) != key
 
 
+@pytest.mark.parametrize(
+    'written, meant',
+    [
+        ('p1\u200b', 'p1'),
+        ('\ufeffp1', 'p1'),
+        ('p\xad1 \u200e', 'P1'),
+        ('12\0', '12'),
+        ('a\u20131', 'a-1'),
+        ('a\u22121', 'a-1'),
+        ('="0012"', '12'),
+        ("'12", '12'),
+        ('"p1"', 'p1'),
+        ('a\tb', 'a b'),
+    ],
+)
+def test_what_nobody_sees_of_an_id_makes_no_other_patient(written, meant): assert patient_key(written) == patient_key(meant)
+
+
 def test_ids_that_are_no_numbers_are_kept_apart():
     ids = ['1.2.840.1', 'p1', 'p2', 'p01', '-7', '7', '1_000', '1,000', '1000', 'NA', 'inf', 'nan', '', '.', '0x10', '12e9999999']
     assert len(set(map(patient_key, ids))) == len(ids)
@@ -331,6 +349,16 @@ YAML = {
     '!!python/object/apply:os.system [ls]': 'could not determine a constructor',
     '['*5000: 'nested too deeply',
     'a: \x01': 'special characters are not allowed',
+    'a: 1\nd: 2020-13-45': 'line 2 is not valid YAML: 2020-13-45 is no timestamp: correct it, or put it in quotes',
+    'a: !!int x': 'line 1 is not valid YAML: x is no int',
+    'a: !!int ""': 'is no int',
+    'a: !!bool x': 'x is no bool',
+    'a: !!timestamp x': 'x is no timestamp',
+    'a:\n  b: ' + '9' * 5000: 'line 2 is not valid YAML: 9999999999999999999999999999999999999999 is no int',
+    '1: x\n1.0: y': 'line 2 is not valid YAML: 1.0 is the same name as 1: keep one',
+    'yes: x\ntrue: y': 'true is the same name as yes',
+    '~: x\nnull: y': 'null is the same name as ~',
+    'yes: x\n1: y': '1 is the same name as yes',
 }
 
 
@@ -342,6 +370,7 @@ def test_yaml_that_cannot_be_meant(text, tmp_path):
 
 
 def test_yaml_that_is_meant(tmp_path):
+    assert parse_yaml('a: &a {<<: &b {1: x}, 2: y}\nb: {<<: [*a, *b], 1: z}\n"1": s\n1: n\nd: 2020-12-05', 'here')['b'] == {1: 'z', 2: 'y'}
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nid: '007'\nlr: 1e-3\nzero: 0\nhalf: 0.5\nname: 1:30 pm\nhex: 0x1f\nversion: 1.0.0\n"
     (tmp_path/'a.yaml').write_bytes(b'\xef\xbb\xbf' + text.encode())
     assert read_yaml(tmp_path / 'a.yaml') == dict(

@@ -25,8 +25,8 @@ from run_notebooks import code_hash
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 LIBRARY = [nb for nb in NOTEBOOKS if nb.name < '20']
 FLOORS = [
-    {'answers', 'core'},
-    {'label_files', 'label_values', 'readers'},
+    {'answers', 'core', 'label_values'},
+    {'label_files', 'readers'},
     {'data', 'pictures', 'dicom', 'films', 'phantom', 'splits', 'asl', 'graph', 'tree', 'checks', 'delong', 'eval'},
     {'batches', 'model', 'maps', 'features', 'convex', 'couplings', 'stability', 'calibration', 'decisions', 'recalibration', 'power',
      'headroom', 'evidence', 'sheets'},

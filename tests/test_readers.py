@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from cxrlg.core import DataError, film_key, labels_of
-from cxrlg.data import CHEXPERT, audit, read_table
+from cxrlg.data import CHEXPERT, audit, read_table, reader_options
 from cxrlg.readers import film_stem, read_csv, years
 from folders import GOOD, good, table, write_films, write_rows  # noqa: F401 (fixtures)
 
@@ -88,6 +88,31 @@ def test_a_column_called_like_a_second_one_of_pandas(good):
     assert read_table('csv', good, verbose=False, **GOOD).Mass.tolist() == [1]
 
 
+def test_a_cell_with_a_long_report_and_a_blank_one_at_the_end(good):
+    (good / 'labels.csv').write_text('image,patient,Edema,text,Mass\nf0.png,p,0,,1\n' + f'f1.png,p,1,{"x" * 200_000},\n')
+    assert read_table('csv', good, verbose=False, **GOOD).Mass.fillna(9).tolist() == [1, 9]
+
+
+@pytest.mark.parametrize(
+    'start, message',
+    [(b'\x1f\x8b\x08', 'is packed by gzip'), (b'PK\x03\x04', 'is an Excel workbook or a zip archive'), (b'\xd0\xcf\x11\xe0', 'Excel')],
+)
+def test_what_is_no_text_is_said(good, start, message):
+    (good / 'labels.csv').write_bytes(start + b'abc\n')
+    with pytest.raises(DataError, match=message): read_table('csv', good, verbose=False, **GOOD)
+
+
+def test_what_a_mac_adds_to_an_archive_is_left_alone(tmp_path):
+    (tmp_path / 'a.csv').write_text('Image_name,' + ','.join(CHEXPERT) + '\n1_2_3.jpg' + ',0' * 14 + '\n')
+    (tmp_path / '._a.csv').write_bytes(b'\0\5\x16\7')
+    assert len(read_table('slam', tmp_path, exists=False, verbose=False)) == 1
+    reports = tmp_path / 'ecgen-radiology'
+    reports.mkdir()
+    (reports / '1.xml').write_text('<eCitation><uId id="C1"/><parentImage id="C1_1"/></eCitation>')
+    (reports / '._1.xml').write_bytes(b'\0\5\x16\7')
+    assert read_table('openi', tmp_path, exists=False, verbose=False).image.tolist() == ['C1_1.png']
+
+
 CELLS = st.text(st.characters(codec='utf-8', exclude_categories=['Cs'], exclude_characters='\0\ufeff'), max_size=6)
 
 
@@ -102,6 +127,16 @@ def test_text_of_any_kind_comes_back(tmp_path, rows, end, quoting, bom):
     df = read_csv(tmp_path / 'a.csv', ['patient', 'Edema'], ids=['patient'])
     assert df.patient.fillna('').tolist() == [name.strip() for name, _ in rows]
     assert np.array_equal(pd.to_numeric(df.Edema), [float(v) if v else np.nan for _, v in rows], equal_nan=True)
+
+
+WRITTEN = {'58': 58, '058Y': 58, '6 months': .5, '2 yrs': 2, '12M': 1, '58.0': 58, '45 years old': 45, '-3': -3}
+NO_AGES = ['12/05/1980', '1980-05-12', '25-34', '45,5', '5 feet', '58Y 3M', '>89', '1e1']
+
+
+def test_what_is_no_age_is_unknown_and_counted():
+    assert np.allclose(years(pd.Series(list(WRITTEN))), list(WRITTEN.values()))
+    with pytest.warns(UserWarning, match=r'8 ages cannot be read as years \(12/05/1980, 1980-05-12, 25-34 and 5 more'):
+        assert years(pd.Series(NO_AGES)).isna().all()
 
 
 def test_ages_that_cannot_be_read_are_counted():
@@ -226,6 +261,48 @@ def test_ids_that_a_spreadsheet_has_rounded(table):
     assert got['patient rounded'] == [0, 1, 2]
 
 
+@pytest.mark.parametrize('first, second', [('12345678901234567', '12345678901234569'), ('001', '1'), ('1.2', '1.20'), ('1e3', '1000')])
+def test_studies_are_what_is_written(good, first, second):
+    write_rows(good, [f'f0.png,p,0,1,{first},1', f'f1.png,p,1,0,{second},', 'f2.png,p,1,0, ,1'], 'image,patient,Edema,Mass,visit,view')
+    table = read_table('csv', good, study='visit', view='view', verbose=False, **GOOD)
+    assert table.study.fillna('').tolist() == [first, second, ''] and table.view.fillna('').tolist() == ['1', '', '1']
+    assert 'study with other labels' not in checks(audit(table, verbose=False))
+
+
+# ---- the options of a reader
+
+OPTIONS = [
+    ('csv', dict(csv=None), "the option 'csv' is blank: give text"),
+    ('csv', dict(csv=5), "the option 'csv' is 5: give text, in quotes where it is a number"),
+    ('csv', dict(csv=['a.csv']), "the option 'csv' is ..a.csv"),
+    ('csv', dict(image=None), "the option 'image' is blank"),
+    ('csv', dict(patient=' '), "the option 'patient' is ' '"),
+    ('csv', dict(exists='false'), "the option 'exists' is 'false': give true or false"),
+    ('csv', dict(uncertain={'Edema': ['ones']}), "uncertain=..ones.. for Edema: choose 'ignore'"),
+    ('csv', dict(definite='no'), "the option 'definite' is 'no': give true or false"),
+    ('nih', dict(no_finding='false'), "the option 'no_finding' is 'false': give true or false"),
+    ('nih', dict(no_finding=None), "the option 'no_finding' is blank"),
+    ('padchest', dict(min_films='many'), "the option 'min_films' is 'many': give a whole number"),
+    ('chestmnist', dict(px='64'), "the option 'px' is '64': give a whole number"),
+]
+
+
+@pytest.mark.parametrize('reader, options, message', OPTIONS)
+def test_values_that_no_reader_takes_are_one_line(good, reader, options, message):
+    (good / 'Data_Entry_2017.csv').write_text('Image Index,Finding Labels,Patient ID\nf0.png,Mass,1\n')
+    (good / 'PADCHEST.csv').write_text("ImageID,PatientID,Labels\nf0.png,1,['mass']\n")
+    given = GOOD | options if reader == 'csv' else options
+    with pytest.raises(DataError, match=message) as e: read_table(reader, good, verbose=False, **given)
+    assert '\n' not in str(e.value)
+
+
+def test_options_that_are_the_studys_own():
+    for name in ('uncertain', 'definite', 'root', 'dataset'):
+        with pytest.raises(DataError, match=f"'{name}' is no option of a reader, but the study's own"): reader_options('csv', {name: 'x'})
+    assert reader_options('csv', GOOD | dict(exists=False, study=None)) == GOOD | dict(exists=False, study=None)
+    with pytest.raises(DataError, match='~nouser/x cannot be found: give its whole path'): read_table('csv', '~nouser/x', **GOOD)
+
+
 # ---- labels and films that would be lost
 
 def test_a_finding_that_nobody_has_is_named(good, capsys):
@@ -252,6 +329,90 @@ def chexpert(root, part, patients, folder=''):
     rows = [f'CheXpert-v1.0/{part}/patient{p:05}/study1/view1_frontal.jpg,Male,60,Frontal,AP,1.0{BLANK}\n' for p in patients]
     (root / folder).mkdir(exist_ok=True)
     (root / folder / f'{part}.csv').write_text(head + ''.join(rows))
+
+
+def test_chexperts_views_and_sexes_in_any_case(tmp_path):
+    head = 'Path,Sex,Frontal/Lateral,AP/PA,' + ','.join(CHEXPERT) + '\n'
+    said = ['female,frontal,AP', 'MALE,Frontal , PA', 'F, ,AP', 'Unknown,LATERAL,', ',Lateral,AP', 'm,,']
+    names = ['1_frontal', '2_frontal', '3_frontal', '4_x', '5_x', '6_lateral']
+    rows = [f'x/train/patient00001/study1/view{name}.jpg,{o},1.0{BLANK}\n' for name, o in zip(names, said)]
+    (tmp_path / 'train.csv').write_text(head + ''.join(rows))
+    table = read_table('chexpert', tmp_path, exists=False, verbose=False)
+    assert table.view.tolist() == ['AP', 'PA', 'AP', 'L', 'L', 'L']
+    assert table.sex.fillna('').tolist() == ['F', 'M', 'F', '', '', 'M']
+
+
+@pytest.mark.parametrize('cell', ["'normal'", "['normal' 'cardiomegaly']", "['a''b']", 'normal', "{'a': 1}", '[1]', "['a', nan]", '7'])
+def test_padchests_labels_are_lists_with_commas(tmp_path, cell):
+    (tmp_path / 'PADCHEST.csv').write_text(f'ImageID,PatientID,Labels\na.png,1,"{cell}"\n')
+    with pytest.raises(DataError, match='expected a list with commas between its names'): read_table('padchest', tmp_path, min_films=1)
+
+
+def test_padchests_lists(tmp_path):
+    cells = ["['normal', ' ', '']", "('a', 'b ',)", "[u'a', \"\"pott's disease\"\"]", '[]', '', "{'b', 'b'}"]
+    rows = ''.join(f'{i}.png,1,"{cell}"\n' for i, cell in enumerate(cells))
+    (tmp_path / 'PADCHEST.csv').write_text('ImageID,PatientID,Labels\n' + rows)
+    table = read_table('padchest', tmp_path, min_films=1, exists=False, verbose=False)
+    assert sorted(labels_of(table)) == ['a', 'b', 'normal', "pott's disease"]
+    assert table.a.fillna(9).tolist() == [0, 1, 1, 0, 9, 0] and table.b.fillna(9).tolist() == [0, 1, 0, 0, 9, 1]
+
+
+def test_vindrs_class_that_is_called_like_a_column(tmp_path):
+    (tmp_path / 'train.csv').write_text('image_id,class_name,rad_id\na,image,R1\n')
+    with pytest.raises(DataError, match="'image' cannot be a finding"): read_table('vindr', tmp_path, exists=False, agree=1)
+
+
+def test_archives_that_hold_no_labels(tmp_path):
+    path = tmp_path / 'chestmnist.npz'
+    def refused(message):
+        with pytest.raises(DataError, match=message) as e: read_table('chestmnist', tmp_path)
+        assert '\n' not in str(e.value)
+    labels = {f'{s}_labels': np.zeros((2, 14), 'uint8') for s in ('train', 'val', 'test')}
+    np.savez(path, **labels | dict(val_labels=np.array([{}, None], dtype=object)))
+    refused('holds pickled objects, which are not loaded')
+    with open(path, 'wb') as f: np.save(f, labels['val_labels'])
+    refused('is one array .*, and no archive of several')
+    np.savez(path, train_labels=labels['train_labels'])
+    refused('holds no val_labels, test_labels')
+
+
+@pytest.mark.parametrize(
+    'changes, rows',
+    [
+        (dict(study=None), []),
+        (dict(study=[None, None, 'a', 'a', 'b', None]), []),
+        (dict(image=['f0.png', None, 'f2.png', ' ', 'f4.png', 'f5.png']), [1, 3]),
+        (dict(patient=pd.Categorical(['1', None, '3', '3', '4', '4'])), [1]),
+        (dict(patient=None), [0, 1, 2, 3, 4, 5]),
+        (dict(split=None, view=None, sex=None, age=None), []),
+    ],
+)
+def test_audit_of_columns_that_say_little(good, table, changes, rows):
+    problems = audit(table.assign(**changes), good, progress=False, verbose=False)
+    fatal = problems[problems.severity == 'fatal']
+    assert fatal.rows.sum() == rows if rows else not len(fatal)
+
+
+@pytest.mark.parametrize('blank, other', [('absent', 0), ('unknown', np.nan)])
+def test_a_cell_of_one_blank_changes_no_label(tmp_path, blank, other):
+    head = 'Path,' + ','.join(CHEXPERT) + '\n'
+    rows = ['1.0' + ', ' * 13, ' ' + ', 1.0' + ',' * 12, '-1.0 ' + ',0, -1.0' + ', ' * 11]
+    films = [f'x/train/patient0000{i}/study1/v.jpg,{row}\n' for i, row in enumerate(rows)]
+    (tmp_path / 'train.csv').write_text(head + ''.join(films))
+    table = read_table('chexpert', tmp_path, blank=blank, uncertain='ones', exists=False, verbose=False)
+    assert table.loc[0, CHEXPERT].tolist() == [1] + [0] * 12 + [other] if other == 0 else np.isnan(table['Support Devices'][0])
+    assert table['No Finding'].tolist() == [1, 0, 1] and table['Enlarged Cardiomediastinum'].tolist() == [0, 1, 0]
+    assert table.Cardiomegaly.fillna(9).tolist() == [0, 0 if other == 0 else 9, 1]
+    assert table.Edema.fillna(9).tolist() == [0] + [0 if other == 0 else 9] * 2
+    (tmp_path / 'train.csv').write_text(head + films[0].replace('1.0', 'yes'))
+    with pytest.raises(DataError, match="No Finding is 'yes' for x/train/patient00000"): read_table('chexpert', tmp_path, blank=blank)
+
+
+def test_mimics_blanks_of_one_space(tmp_path):
+    (tmp_path / 'mimic-cxr-2.0.0-split.csv').write_text('dicom_id,study_id,subject_id,split\na,500,10000032,train\n')
+    (tmp_path / 'mimic-cxr-2.0.0-chexpert.csv').write_text(f"{MIMIC}{','.join(CHEXPERT)}\n10000032,500,1.0{', ' * 13}\n")
+    table = read_table('mimic', tmp_path, exists=False, verbose=False)
+    assert table[CHEXPERT].iloc[0].fillna(9).tolist() == [1] + [0] * 12 + [9]
 
 
 def test_chexperts_full_download(tmp_path):
