@@ -17,10 +17,19 @@ from scipy.stats import beta
 from threadpoolctl import threadpool_limits
 
 from .core import DataError, clip_logit
-from .eval import (auc_interval, checked_scores, in_threads, known_mean, no_auc, numbers, patient_codes, patient_weights,
-                        percentile_interval)
+from .checks import check_count, check_interval, check_share, checked_scores, fold_numbers, no_auc, numbers, patient_codes, same_order
+from .eval import auc_interval, in_threads, known_mean, patient_weights, percentile_interval, single_patient
 
 # %% ../nbs/06b_calibration.ipynb #cfb9fa4b
+def patients_of(
+    targets, # table of films
+    patients, # [n] patient of each film, or None
+    n:int, # number of films
+)->tuple: # codes, distinct patients
+    "`patient_codes`, where films without patients are independent"
+    same_order(targets, patients, 'patients')
+    return patient_codes(np.arange(n) if patients is None else patients, n)
+
 @dataclass
 class Calibration:
     "Expected calibration error and the reliability table behind it"
@@ -46,8 +55,8 @@ def _reliability(y, p, pat, n_patients, bins):
     return curve, np.diff(films.indptr)
 
 def _share_interval(replicates, observed, n_patients, level):
-    "Percentile interval of each bin's observed share; where it is 0 or 1, the exact binomial limit for its patients"
-    low, high = percentile_interval(replicates.T, level, np.zeros(len(observed), bool))
+    "Percentile interval of each bin's observed share; where it is 0 or 1, the exact binomial limit for its patients; none of one patient"
+    low, high = percentile_interval(replicates.T, level, (np.asarray(n_patients) < 2) & (observed > 0) & (observed < 1))
     tail = (1 - level) / 2
     high = np.where(observed == 0, beta.ppf(1 - tail, 1, n_patients), high)
     return np.where(observed == 1, beta.ppf(tail, n_patients, 1), low), high
@@ -72,9 +81,10 @@ def calibration(
     seed:int=0, # random seed
 )->Calibration: # expected calibration error and reliability table, with intervals
     "Expected calibration error of each label and the reliability table, by patient bootstrap"
-    y, s, names = checked_scores(targets, probs, labels)
-    if ((s < 0) | (s > 1)).any(): raise DataError('calibration needs probabilities in [0, 1]: put logits through the sigmoid first')
-    pat, ids = patient_codes(np.arange(len(y)) if patients is None else patients, len(y))
+    check_interval(level, n_boot)
+    check_count(bins, 'bins')
+    y, s, names = checked_scores(targets, probs, labels, several=False, probabilities=True)
+    pat, ids = patients_of(targets, patients, len(y))
     known = {l: ~np.isnan(y[:, l]) for l in range(len(names)) if not np.isnan(y[:, l]).all()}
     curves = {l: _reliability(y[k, l], s[0, k, l], pat[k], len(ids), bins) for l, k in known.items()}
     parts = []
@@ -87,14 +97,14 @@ def calibration(
         ece[:, l], noise[:, l], table = _gaps([part[i] for part in parts], n_patients, level)
         tables.append(table.assign(label=names[l])[['label', *table]])
     none = pd.DataFrame(columns=['label', 'n', 'prob', 'observed', 'low', 'high'])
-    return Calibration(_ece_table(ece, noise, names, level), pd.concat(tables, ignore_index=True) if tables else none)
+    alone = single_patient(y, pat, 'brier')
+    return Calibration(_ece_table(ece, noise, names, level, alone), pd.concat(tables, ignore_index=True) if tables else none)
 
 # %% ../nbs/06b_calibration.ipynb #013b7b1e
-def _ece_table(ece, noise, names, level):
-    "Error, noise and interval of each label and of the macro"
+def _ece_table(ece, noise, names, level, alone):
+    "Error, noise and interval of each label and of the macro; no interval where all films are of one patient"
     e, d = (np.column_stack([x, known_mean(x, 1)]) for x in (ece, noise))
-    nothing = np.zeros(e.shape[1], bool)
-    low, high = percentile_interval(d[1:], level, nothing)[1], percentile_interval(e[1:], level, nothing)[0]
+    low, high = percentile_interval(d[1:], level, alone)[1], percentile_interval(e[1:], level, alone)[0]
     return pd.DataFrame(dict(ece=e[0], noise=known_mean(d[1:], 0), low=np.maximum(e[0] - low, 0), high=e[0] + known_mean(e[1:], 0) - high),
                         index=names + ['macro'])
 
@@ -154,9 +164,9 @@ def calibration_line(
     seed:int=0, # random seed
 )->pd.DataFrame: # a row a label and `macro`, their median: `slope slope_low slope_high intercept intercept_low intercept_high`
     "Calibration slope and intercept of each label, with patient-bootstrap intervals: 1 and 0 where probabilities hold"
-    y, s, names = checked_scores(targets, probs, labels)
-    if ((s < 0) | (s > 1)).any(): raise DataError('calibration needs probabilities in [0, 1]: put logits through the sigmoid first')
-    pat, ids = patient_codes(np.arange(len(y)) if patients is None else patients, len(y))
+    check_interval(level, n_boot)
+    y, s, names = checked_scores(targets, probs, labels, several=False, probabilities=True)
+    pat, ids = patients_of(targets, patients, len(y))
     z, found = clip_logit(s[0].astype(float), 1e-7), np.full((2, 1 + n_boot, len(names)), np.nan)
     known = {l: ~np.isnan(y[:, l]) for l in range(len(names)) if not no_auc(y[:, l])}
     def of(label):
@@ -168,15 +178,15 @@ def calibration_line(
     for i, (l, (_, exact)) in enumerate(lines.items()):
         drawn = np.concatenate([part[i] for part in parts], 1)
         found[:, :, l] = drawn + exact - drawn[:, :1]
-    return _line_table(found, names, level)
+    return _line_table(found, names, level, single_patient(y, pat, 'brier'))
 
-def _line_table(found, names, level):
+def _line_table(found, names, level, alone):
     "Value and interval of slope and intercept, of each label and their median: nearly constant probabilities can have any slope"
-    columns, nothing = {}, np.zeros(len(names) + 1, bool)
+    columns = {}
     for name, x in zip(('slope', 'intercept'), found):
         x = np.column_stack([x, pd.DataFrame(x).median(axis=1)])
         columns[name] = x[0]
-        columns |= dict(zip((f'{name}_low', f'{name}_high'), np.where(np.isnan(x[0]), np.nan, percentile_interval(x[1:], level, nothing))))
+        columns |= dict(zip((f'{name}_low', f'{name}_high'), np.where(np.isnan(x[0]), np.nan, percentile_interval(x[1:], level, alone))))
     return pd.DataFrame(columns, index=names + ['macro'])
 
 # %% ../nbs/06b_calibration.ipynb #c875b848
@@ -204,26 +214,37 @@ def fit_platt(
     bias:bool=True, # fit a bias beside the temperature?
 )->pd.DataFrame: # a row a label: `temperature` (between 0.01 and 100), `bias`
     "Temperature and bias of each label that make its probabilities fit the targets best (Platt scaling)"
-    y, z, names = checked_scores(targets, logits, labels)
+    y, z, names = checked_scores(targets, logits, labels, several=False)
     known = ~np.isnan(y)
     def fit(l): return _fit_label(y[known[:, l], l], z[0, known[:, l], l].astype(float), bias)
     with threadpool_limits(1, 'blas'): # two numbers are fitted: threads would only wait for each other
         fits = in_threads(fit, range(len(names)), 100 * y.size)
     return pd.DataFrame(fits, names, ['temperature', 'bias'])
 
+def _check_scale(x, scale):
+    "Refuse scores whose labels are not those of the scale, or stand in another order"
+    names = list(x.columns) if isinstance(x, pd.DataFrame) else []
+    if names != list(scale.index) and set(names) & set(scale.index):
+        raise DataError(f'scores have labels {names} and the scale {list(scale.index)}: give both the same labels in the same order')
+    shape = np.shape(x)
+    if shape[-1:] != (len(scale),) and not (len(shape) == 1 == len(scale)):
+        raise DataError(f'scores have shape {shape} and the scale has {len(scale)} labels: give a column a label')
+
 def calibrated(
     logits, # [n, L] logits
     scale:pd.DataFrame, # `temperature` and `bias` of each label, from `fit_platt`
 )->np.ndarray: # [n, L] probabilities
     "Probabilities from logits, temperature and bias"
-    return expit(np.asarray(logits, float) / scale.temperature.to_numpy() + scale.bias.to_numpy())
+    _check_scale(logits, scale)
+    return expit(numbers(logits, 'logits').astype(float) / scale.temperature.to_numpy() + scale.bias.to_numpy())
 
 def rescaled(
     probs, # [n, L] probabilities, of an ensemble or of one model
     scale:pd.DataFrame, # `temperature` and `bias` of each label, from `fit_platt`
 )->np.ndarray: # [n, L] probabilities
     "Probabilities after temperature and bias on their logits; 0 and 1 are first moved inwards by 1e-7"
-    return calibrated(clip_logit(probs, 1e-7), scale)
+    _check_scale(probs, scale)
+    return calibrated(clip_logit(numbers(probs, 'probabilities'), 1e-7), scale)
 
 # %% ../nbs/06b_calibration.ipynb #0eba940c
 def cross_calibrated(
@@ -233,8 +254,9 @@ def cross_calibrated(
     bias:bool=True, # fit a bias beside the temperature?
 )->np.ndarray: # [n, L] probabilities, each fold's with the scale fitted on the other folds
     "Calibrated probabilities whose scale never saw the fold it is used on"
-    y, z, _ = checked_scores(targets, logits)
-    folds, out = np.asarray(folds), np.empty(z[0].shape)
+    y, z, _ = checked_scores(targets, logits, several=False)
+    same_order(targets, folds, 'folds')
+    folds, out = fold_numbers(folds, len(y)), np.empty(z[0].shape)
     if len(np.unique(folds)) < 2: raise DataError('cross_calibrated needs two folds or more: the scale is fitted on the other folds')
     for f in np.unique(folds):
         here = folds == f
@@ -249,7 +271,7 @@ def roc_curves(
 )->dict: # label -> DataFrame of `fpr`, `tpr`, `threshold`; labels with one class are absent
     "The ROC curve of each label that has both classes"
     from sklearn.metrics import roc_curve
-    y, s, labels = checked_scores(targets, probs, labels)
+    y, s, labels = checked_scores(targets, probs, labels, several=False)
     curves = {}
     for name, c, p in zip(labels, y.T, s[0].T):
         known = ~np.isnan(c)
@@ -329,9 +351,11 @@ def operating_points(
     thresholds:pd.DataFrame=None, # `label rule threshold` that were chosen on other films; None: they are chosen here
 )->pd.DataFrame: # a row a label and rule: `threshold sensitivity specificity ppv npv`, and intervals; none for a label with one class
     "Thresholds chosen on out-of-fold films, and what they do"
-    y, s, names = checked_scores(targets, probs, labels)
-    folds = np.zeros(len(y), int) if folds is None else np.asarray(folds)
-    pat, ids = patient_codes(np.arange(len(y)) if patients is None else patients, len(y))
+    check_interval(level, n_boot)
+    for name, value in dict(sensitivity=sensitivity, specificity=specificity).items(): check_share(value, name)
+    y, s, names = checked_scores(targets, probs, labels, several=False)
+    same_order(targets, folds, 'folds')
+    folds, (pat, ids) = fold_numbers(folds, len(y)), patients_of(targets, patients, len(y))
     rules = [('Youden', 'youden', 0)]
     rules += [(f'{k} {v:g}', k, v) for k, v in dict(sensitivity=sensitivity, specificity=specificity).items()]
     rows, counts = [], []
@@ -362,6 +386,17 @@ def films_by_value(column):
     there = np.flatnonzero(~pd.isna(g))
     return {v: there[[x == v for x in g[there]]] for v in sorted(pd.unique(g[there]), key=str)}
 
+def check_groups(
+    targets, # table of films
+    groups, # what should be a table with a column a variable
+    n:int, # number of films
+)->None: # nothing
+    "Refuse groups that are no table, or of other films"
+    if not isinstance(groups, pd.DataFrame):
+        raise DataError(f'groups are a {type(groups).__name__}: give a table with a column a variable, such as pd.DataFrame(dict(sex=...))')
+    if len(groups) != n: raise DataError(f'groups have {len(groups)} rows for {n} films: give a row a film')
+    same_order(targets, groups, 'groups')
+
 def _common(y, groups, min_pos):
     "Labels that have enough positives and negatives in every group"
     enough = [[min((y[k, l] == 1).sum(), (y[k, l] == 0).sum()) >= min_pos for l in range(y.shape[1])] for k in groups]
@@ -381,8 +416,10 @@ def subgroups(
     seed:int=0, # random seed
 )->pd.DataFrame: # a row a variable and value: `films`, `patients`, `labels` (number used), `auc`, `low`, `high`, `note`
     "Macro AUC of subgroups of films, with patient-bootstrap intervals, and a note where a group is too small"
+    check_interval(level, n_boot)
     y, s, _ = checked_scores(targets, probs, labels)
-    pat, rows = np.asarray(patients), []
+    check_groups(targets, groups, len(y))
+    pat, rows = patients_of(targets, patients, len(y))[0], []
     for variable in groups.columns:
         films = films_by_value(groups[variable])
         large = [v for v, k in films.items() if len(set(pat[k])) >= min_patients]
@@ -392,7 +429,7 @@ def subgroups(
             if v not in large: row['note'] = f'too small: fewer than {min_patients} patients'
             elif not len(use): row['note'] = f'too small: no label has {min_pos} positives and negatives in every value'
             else:
-                found = auc_interval(y[k][:, use], s[0, k][:, use], pat[k], n_boot=n_boot, level=level, seed=seed).loc['macro']
+                found = auc_interval(y[k][:, use], s[:, k][:, :, use], pat[k], n_boot=n_boot, level=level, seed=seed).loc['macro']
                 row |= dict(labels=len(use), **found[['auc', 'low', 'high']])
             rows.append(row)
     return pd.DataFrame(rows, columns=['variable', 'value', 'films', 'patients', 'labels', 'auc', 'low', 'high', 'note'])

@@ -30,17 +30,74 @@ def simulate(
     return targets, (targets * strength + draw() + logit(prevalence)).astype(np.float32), patients
 
 # %% ../nbs/06_checks.ipynb #2ad54af2
+def _plain(x):
+    "What NumPy would misread, as it is meant: a masked value is NaN, a tensor leaves its device and its gradient"
+    if isinstance(x, (list, tuple)) and len(x) and hasattr(x[0], 'shape'): return [_plain(part) for part in x]
+    if isinstance(x, np.ma.MaskedArray): return x.astype(x.dtype if x.dtype.kind == 'f' else float).filled(np.nan)
+    if not hasattr(x, 'detach'): return x
+    x = x.detach().cpu()
+    return (x.float() if x.element_size() < 4 else x).numpy()
+
+def _no_number(a):
+    "The first value that is no number, and where it is"
+    a = np.asarray(a, dtype=object)
+    odd = np.argwhere(pd.to_numeric(pd.Series(a.ravel()), errors='coerce').isna().to_numpy().reshape(a.shape) & ~pd.isna(a))
+    return f'{str(a[tuple(odd[0])])[:60]!r} in row {odd[0][0]}' if len(odd) and a.ndim else 'the values are of no numeric type'
+
 def numbers(
-    x, # table, column, array or list; a missing value of any kind is NaN
+    x, # table, column, array, tensor or list; a missing or masked value of any kind is NaN
     what:str='targets', # name for the error
 )->np.ndarray: # float64, or the floating type it has
     "Values of any table as floats"
-    a = np.asarray(x)
+    try: a = np.asarray(_plain(x))
+    except (TypeError, ValueError): raise DataError(f'{what} are no table of numbers: give arrays whose rows are equally long') from None
     if np.issubdtype(a.dtype, np.floating): return a
-    try: return np.where(pd.isna(a), np.nan, a).astype(float)
-    except (TypeError, ValueError) as e:
-        raise DataError(f'{what} hold text, or what is no number: {" ".join(str(e).split())[:120]}') from None
+    try: return np.where(pd.isna(a), np.nan, a.astype(object) if a.dtype.kind in 'USO' else a).astype(float)
+    except (TypeError, ValueError):
+        raise DataError(f'{what} hold text, or what is no number: {_no_number(a)}; give numbers, and NaN where nothing is known') from None
 
+# %% ../nbs/06_checks.ipynb #c0ec0042
+def same_order(
+    targets, # table of films
+    other, # what is given for the same films
+    what:str='scores', # name for the error
+)->None: # nothing
+    "Refuse two tables of the same films in another order: they would be matched by position"
+    a, b = getattr(targets, 'index', None), getattr(other, 'index', None)
+    if not (isinstance(a, pd.Index) and isinstance(b, pd.Index)) or a.equals(b): return
+    if len(a) == len(b) and set(a) == set(b):
+        raise DataError(f'targets and {what} have the same rows in another order: give both in one order '
+                        '(.loc[targets.index]), or without an index (.to_numpy())')
+
+def check_share(
+    value, # what was given
+    name:str, # its name, for the error
+    ends:bool=True, # may it be 0 or 1?
+)->None: # nothing
+    "Refuse what is no share, such as 95 for 95 %"
+    try: good = 0 <= float(value) <= 1 if ends else 0 < float(value) < 1
+    except (TypeError, ValueError): good = False
+    if not good: raise DataError(f'{name}={value!r}: give a share between 0 and 1, such as 0.95')
+
+def check_count(
+    value, # what was given
+    name:str, # its name, for the error
+    least:int=1, # the smallest that is meant
+)->None: # nothing
+    "Refuse what is no whole number, or too small a one"
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise DataError(f'{name}={value!r}: give a whole number, {least} or more')
+
+def check_interval(
+    level, # confidence level
+    n_boot:int=0, # bootstrap replicates
+)->None: # nothing
+    "Refuse a level that is no share, and a number of replicates that gives no interval"
+    check_share(level, 'level', ends=False)
+    check_count(n_boot, 'n_boot', 0)
+    if n_boot == 1: raise DataError('n_boot=1: one replicate has no spread; give 0 for no interval, or many (2000 are usual)')
+
+# %% ../nbs/06_checks.ipynb #c0ec0045
 def _label_names(targets, probs, labels, n_labels):
     "Label names from the caller, else from the tables' columns, else `label 0`, `label 1`, ..."
     found = [list(x.columns) for x in (targets, probs) if isinstance(x, pd.DataFrame)]
@@ -52,12 +109,20 @@ def _label_names(targets, probs, labels, n_labels):
     if twice: raise DataError(f'labels {twice} are named more than once: give each label its own name')
     return names
 
+def _check_probabilities(s):
+    if ((s < 0) | (s > 1)).any():
+        raise DataError(f'scores reach from {s.min():g} to {s.max():g}, and probabilities in [0, 1] are needed: '
+                        'put logits through the sigmoid first')
+
 def checked_scores(
     targets, # [n, L] 1 present, 0 absent, NaN unknown
     probs, # [n, L] or [S, n, L] scores
     labels=None, # label names
+    several:bool=True, # may there be several sets of scores, of S models or seeds?
+    probabilities:bool=False, # must scores lie in [0, 1]?
 )->tuple: # targets [n, L], scores [S, n, L], label names
     "Targets, scores and label names in one shape, or one line that says what is wrong"
+    same_order(targets, probs)
     y, s = numbers(targets).astype(float), numbers(probs, 'scores')
     if y.ndim == 1: y, s = y[:, None], s[..., None]
     if s.ndim == 2: s = s[None]
@@ -68,6 +133,10 @@ def checked_scores(
     bad = np.flatnonzero(~np.isfinite(s).all((0, 2)))
     if len(bad):
         raise DataError(f'{len(bad)} rows have NaN or infinite scores, first rows {bad[:10].tolist()}: drop them or predict them again')
+    if not several and len(s) > 1:
+        raise DataError(f'scores have shape {s.shape}, and one set [n, L] is judged here: average the seeds first, as probabilities '
+                        '(ensemble), or judge each seed')
+    if probabilities: _check_probabilities(s)
     return y, s, _label_names(targets, probs, labels, y.shape[1])
 
 def no_auc(
@@ -83,11 +152,27 @@ def patient_codes(
     n:int, # number of films
 )->tuple: # codes, distinct patients
     "Integer codes of the patients"
-    codes, ids = pd.factorize(np.asarray(patients))
+    if isinstance(patients, np.ma.MaskedArray): patients = np.where(np.ma.getmaskarray(patients), None, patients.data)
+    patients = np.asarray(patients)
+    if patients.ndim != 1: raise DataError(f'patients have shape {patients.shape}: give one a film, [n]')
+    codes, ids = pd.factorize(patients)
     if len(codes) != n: raise DataError(f'{len(codes)} patients for {n} films: give one a film')
     lost = codes < 0
     if lost.any(): raise DataError(f'{lost.sum()} films have no patients, first row {int(np.argmax(lost))}: fill them in')
     return codes, ids
+
+def fold_numbers(
+    folds, # [n] fold of each film; None: one fold for all
+    n:int, # number of films
+)->np.ndarray: # [n] whole numbers
+    "The fold of each film"
+    if folds is None: return np.zeros(n, int)
+    fold = numbers(folds, 'folds')
+    if fold.ndim != 1: raise DataError(f'folds have shape {fold.shape}: give one a film, [n]')
+    if len(fold) != n: raise DataError(f'{len(fold)} folds for {n} films: give one a film')
+    lost = np.isnan(fold)
+    if lost.any(): raise DataError(f'{lost.sum()} films have no fold, first row {int(np.argmax(lost))}: -1 leaves a film out')
+    return fold
 
 def class_counts(
     targets, # [n, L]

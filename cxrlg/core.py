@@ -96,6 +96,8 @@ def atomic_write(
 ): # context that gives a temporary path in the same folder; it becomes `path` when the block ends well, and is removed when not
     "Write a file whole or not at all"
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f'{path} is {"a folder" if path.is_dir() else "a device or a pipe"}, no file: name another file')
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'{path.name}.tmp-{uuid4().hex[:8]}')
     try:

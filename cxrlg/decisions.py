@@ -11,11 +11,11 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import t as student
 
-from .calibration import called_at, films_by_value, outcomes
-from .checks import checked_scores, no_auc, patient_codes
+from .calibration import called_at, check_groups, films_by_value, outcomes, patients_of
+from .checks import check_interval, check_share, checked_scores, fold_numbers, no_auc, same_order
 from .core import DataError
 from .delong import clustered_variance, holm, placements
-from .eval import in_threads, patient_weights, percentile_interval
+from .eval import in_threads, patient_weights, percentile_interval, single_patient
 
 # %% ../nbs/06ba_decisions.ipynb #c2b76df2
 THRESHOLDS = (.01, .02, .03, .05, .07, .1, .15, .2, .25, .3, .4, .5) # probabilities from which one acts
@@ -32,10 +32,10 @@ def _benefit_of(y, p, pat, n_patients, thresholds):
         with np.errstate(invalid='ignore', divide='ignore'): return (tp[1:] - fp[1:] * odds) / n, (tp[:1] - fp[:1] * odds) / n
     return benefit
 
-def _curve_table(model, every, name, thresholds, level):
-    "The rows of one label, from net benefits [T, 1 + n_boot]"
-    gain, nothing = model - np.maximum(every, 0), np.zeros(len(thresholds), bool)
-    (low, high), (gain_low, gain_high) = (percentile_interval(x[:, 1:].T, level, nothing) for x in (model, gain))
+def _curve_table(model, every, name, thresholds, level, alone):
+    "The rows of one label, from net benefits [T, 1 + n_boot]; no interval where all films are of one patient"
+    gain, unknown = model - np.maximum(every, 0), np.full(len(thresholds), alone)
+    (low, high), (gain_low, gain_high) = (percentile_interval(x[:, 1:].T, level, unknown) for x in (model, gain))
     return pd.DataFrame(dict(label=name, threshold=thresholds, net_benefit=model[:, 0], low=low, high=high, treat_all=every[:, 0],
                              gain=gain[:, 0], gain_low=gain_low, gain_high=gain_high))
 
@@ -51,16 +51,17 @@ def decision_curves(
     seed:int=0, # random seed
 )->pd.DataFrame: # a row a label and threshold: `net_benefit low high treat_all gain gain_low gain_high`; none for a label with one class
     "Net benefit of acting on each label, beside acting on all films and on none"
-    y, s, names = checked_scores(targets, probs, labels)
+    check_interval(level, n_boot)
+    y, s, names = checked_scores(targets, probs, labels, several=False, probabilities=True)
     thresholds = sorted(thresholds)
     if not (thresholds and 0 < thresholds[0] and thresholds[-1] < 1): raise DataError(f'thresholds={thresholds}: they lie between 0 and 1')
-    if ((s < 0) | (s > 1)).any(): raise DataError('decision curves need probabilities in [0, 1]: put logits through the sigmoid first')
-    pat, ids = patient_codes(patients, len(y))
+    pat, ids = patients_of(targets, patients, len(y))
     judged = {l: ~np.isnan(y[:, l]) for l in range(len(names)) if not no_auc(y[:, l])}
     curves = [_benefit_of(y[k, l], s[0, k, l], pat[k], len(ids), thresholds) for l, k in judged.items()]
     weights = patient_weights(len(ids), n_boot, seed, n_films=len(y))
     parts = [in_threads(lambda f: f(w), curves, y.size * w.shape[1]) for w in weights]
-    tables = [_curve_table(*(np.concatenate(x, 1) for x in zip(*(part[i] for part in parts))), names[l], thresholds, level)
+    alone = single_patient(y, pat, 'brier')
+    tables = [_curve_table(*(np.concatenate(x, 1) for x in zip(*(part[i] for part in parts))), names[l], thresholds, level, alone[l])
               for i, l in enumerate(judged)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=['label', 'threshold', 'net_benefit'])
 
@@ -122,8 +123,12 @@ def group_gaps(
     level:float=0.95, # confidence level
 )->pd.DataFrame: # a row a variable, value, label and measure: `here there gap low high p p_holm`
     "AUC and sensitivity of each group of films less those of the largest group"
-    y, s, names = checked_scores(targets, probs, labels)
-    (pat, ids), folds = patient_codes(patients, len(y)), np.zeros(len(y), int) if folds is None else np.asarray(folds)
+    check_interval(level)
+    check_share(sensitivity, 'sensitivity')
+    y, s, names = checked_scores(targets, probs, labels, several=False)
+    check_groups(targets, groups, len(y))
+    same_order(targets, folds, 'folds')
+    (pat, ids), folds = patients_of(targets, patients, len(y)), fold_numbers(folds, len(y))
     each = {v: films_by_value(groups[v]) for v in groups}
     large = {v: {g: k for g, k in films.items() if len(np.unique(pat[k])) >= min_patients} for v, films in each.items()}
     compared = {v: films for v, films in large.items() if len(films) > 1}

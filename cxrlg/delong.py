@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import expit, logit
 from scipy.stats import t as student
 
-from .checks import checked_scores, no_auc, patient_codes, ranks
+from .checks import check_interval, checked_scores, no_auc, patient_codes, ranks, same_order
 
 # %% ../nbs/06_delong.ipynb #de100006
 def holm(
@@ -84,8 +84,10 @@ def delong(
     normal:bool=False, # normal quantiles, as DeLong and Obuchowski have them, in place of Student's t?
 )->pd.DataFrame: # a row a label: `auc se df low high`, or `a b change se df low high p p_holm`; NaN where nothing is known
     "DeLong's interval or paired test for each label, films clustered by patient"
-    y, a, names = checked_scores(targets, probs_a, labels)
-    b = None if probs_b is None else checked_scores(targets, probs_b, labels)[1]
+    check_interval(level)
+    same_order(targets, clusters, 'clusters')
+    y, a, names = checked_scores(targets, probs_a, labels, several=False)
+    b = None if probs_b is None else checked_scores(targets, probs_b, labels, several=False)[1]
     cluster = patient_codes(np.arange(len(y)) if clusters is None else clusters, len(y))[0]
     rows = {}
     for l, name in enumerate(names):

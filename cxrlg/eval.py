@@ -14,7 +14,8 @@ import pandas as pd
 from scipy import sparse
 from scipy.special import expit, logit
 
-from .checks import checked_scores, class_counts, no_auc, numbers, patient_codes, ranks, simulate
+from .checks import (check_interval, checked_scores, class_counts, fold_numbers, no_auc, numbers, patient_codes, ranks, same_order,
+                          simulate)
 from .core import DataError, check_known, n_cpus
 from .delong import delong, holm
 
@@ -152,15 +153,6 @@ def patient_weights(
         yield np.ascontiguousarray(w.T)
 
 # %% ../nbs/06_eval.ipynb #1d576658
-def _fold_numbers(folds, n):
-    "The fold of each film as a whole number; one fold for all where there are none"
-    if folds is None: return np.zeros(n, int)
-    fold = numbers(folds, 'folds')
-    if len(fold) != n: raise DataError(f'{len(fold)} folds for {n} films: give one a film')
-    lost = np.isnan(fold)
-    if lost.any(): raise DataError(f'{lost.sum()} films have no fold, first row {int(np.argmax(lost))}: -1 leaves a film out')
-    return fold
-
 def in_threads(
     work, # function of an item
     items, # the items
@@ -202,10 +194,12 @@ def bootstrap(
 )->np.ndarray: # [1 + n_boot, S, K, L] metric of each model, fold and label; entry 0 is the sample itself; NaN where undefined
     "The metric of every model, fold and label in the sample and in every replicate"
     check_known([metric], METRICS, 'metric')
-    y, s, labels = checked_scores(targets, probs, labels)
+    check_interval(.95, n_boot)
+    y, s, labels = checked_scores(targets, probs, labels, probabilities=metric not in RANKED)
+    for what, x in dict(patients=patients, folds=folds).items(): same_order(targets, x, what)
     pat, ids = patient_codes(patients, len(y))
     if not len(y): raise DataError('no film to evaluate: targets have no rows')
-    fold = _fold_numbers(folds, len(y))
+    fold = fold_numbers(folds, len(y))
     cells = _prepared(y, s, pat, len(ids), fold, metric)
     out = np.full((1 + n_boot, len(s), len(np.unique(fold[fold >= 0])), y.shape[1]), np.nan)
     start = 0
@@ -240,6 +234,7 @@ def percentile_interval(
     unknown=None, # [C] where the replicates say nothing; None: where all of them are 0, or all are 1
 )->tuple: # low [C], high [C]; NaN where nothing is known
     "Percentile interval of the replicates that are defined"
+    check_interval(level)
     q, unknown = [(1 - level) / 2, (1 + level) / 2], at_an_end(x) if unknown is None else unknown
     ok = [c[~np.isnan(c)] for c in x.T]
     return np.array([[np.nan] * 2 if lost or not len(c) else np.quantile(c, q) for c, lost in zip(ok, unknown)]).reshape(-1, 2).T
@@ -254,12 +249,12 @@ def at_an_end(
 def single_patient(
     targets, # [n, L] 1 present, 0 absent, NaN unknown
     patients, # [n] patient of each film
-    metric:str='auc', # the metric: only those of ranks need both classes
-)->np.ndarray: # [L + 1] is there a class with films of one patient only? Last, for the macro: is it so for all labels?
+    metric:str='auc', # the metric: only those of ranks need patients of both classes
+)->np.ndarray: # [L + 1] is there one patient only, of a class that is needed? Last, for the macro: is it so for all labels?
     "Labels about which resampled patients say nothing"
     y, codes = numbers(targets).reshape(len(targets), -1), pd.factorize(np.asarray(patients))[0]
-    if metric not in RANKED: return np.zeros(y.shape[1] + 1, bool)
-    fewest = np.array([min(len(np.unique(codes[c == k])) for k in (0, 1)) for c in y.T])
+    def people(c): return [c == 0, c == 1] if metric in RANKED else [~np.isnan(c)]
+    fewest = np.array([min(len(np.unique(codes[k])) for k in people(c)) for c in y.T])
     return np.append(fewest == 1, (fewest < 2).all())
 
 # %% ../nbs/06_eval.ipynb #13eea8d9
@@ -276,6 +271,7 @@ def auc_interval(
 )->pd.DataFrame: # a row a label and `macro`: metric, `low high`, `lost` (share of replicates), `seed_sd` (several seeds), `n_pos n_neg`
     "Patient-bootstrap percentile interval of each label's metric and of the macro, given the trained models"
     names = checked_scores(targets, probs, labels)[2]
+    check_interval(level, n_boot)
     reps = bootstrap(targets, probs, patients, folds, metric, n_boot, seed, names)
     found = label_statistics(reps)
     low, high = percentile_interval(found[1:], level, at_an_end(found) | single_patient(targets, patients, metric))
@@ -301,6 +297,7 @@ def paired_bootstrap(
     names = checked_scores(targets, probs_a, labels)[2]
     if folds is None and folds_b is not None:
         raise DataError('folds_b without folds compares a pooled figure with a mean over folds: give both')
+    check_interval(level, n_boot)
     both = (probs_a, folds), (probs_b, folds if folds_b is None else folds_b)
     a, b = (label_statistics(bootstrap(targets, p, patients, f, metric, n_boot, seed, names)) for p, f in both)
     return paired_changes(a, b, names, level, single_patient(targets, patients, metric))

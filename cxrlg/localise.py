@@ -7,6 +7,7 @@ __all__ = ['read_boxes', 'localise']
 
 # %% ../nbs/08a_localise.ipynb #9f4ae2cb
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from .checks import check_interval
 from .core import DataError, atomic_write, did_you_mean, few, film_key, first_line, for_spreadsheets, run_command, walk_files
 from .data import FILM_SUFFIXES, read_table
+from .eval import at_an_end, percentile_interval
 from .films import PixelCache
 from .maps import plot_map
 from .predict import Predictor
@@ -29,45 +32,58 @@ from .results import FoldFolder, StudyFolder
 # %% ../nbs/08a_localise.ipynb #387df2e8
 _NIH_NAMES = {'Infiltrate': 'Infiltration'}
 _SIDES = ['x', 'y', 'w', 'h']
-_IMAGE, _FINDING = ('image', 'image_id', 'image index'), ('finding', 'class_name', 'finding label')
+_IMAGE = ('image', 'imageid', 'imageindex', 'imagename', 'film', 'file', 'filename', 'dicomid')
+_FINDING = ('finding', 'classname', 'findinglabel', 'label', 'class', 'categoryname')
+_CORNERS = ('xmin', 'ymin', 'xmax', 'ymax'), ('x1', 'y1', 'x2', 'y2'), ('left', 'top', 'right', 'bottom')
+_SIZES = tuple((*corner, *size) for corner in (('x', 'y'), ('left', 'top'), ('xmin', 'ymin')) for size in (('w', 'h'), ('width', 'height')))
 
 def _no_boxes(raw, side):
     "Which rows are no boxes on a film of `side` pixels"
-    on_film = (raw[['x', 'y']] >= 0).all(axis=1) & (raw.x < side) & (raw.y < side)
+    on_film = (raw[['x', 'y']] >= 0).all(axis=1) & (raw[['x', 'y']] < side).all(axis=1)
+    on_film &= (raw.x + raw.w <= side + (side > 1)) & (raw.y + raw.h <= side + (side > 1)) # a pixel more: ends are rounded
     good = on_film & np.isfinite(raw[_SIDES]).all(axis=1) & (raw.w > 0) & (raw.h > 0)
-    return np.flatnonzero(~(good & raw.image.notna() & raw.finding.notna()))
+    return np.flatnonzero(~(good & (raw.image.str.strip() != '') & (raw.finding.str.strip() != '')))
 
-def _box_columns(raw):
-    "`image finding x y w h` by the names of columns, from corners as VinDr-CXR has them, or the first six columns as NIH has them"
-    names = {c.strip().lower(): c for c in raw}
-    image, finding = [next((names[o] for o in known if o in names), None) for known in (_IMAGE, _FINDING)]
-    corners = [names.get(o) for o in ('x_min', 'y_min', 'x_max', 'y_max')]
-    if image and finding and all(corners):
-        raw = raw[raw[corners].notna().any(axis=1)] # a film without a finding has a row without a box
-        x, y, right, below = (pd.to_numeric(raw[c], errors='coerce') for c in corners)
-        return pd.DataFrame(dict(image=raw[image], finding=raw[finding], x=x, y=y, w=right - x, h=below - y))
-    columns = [image, finding, *(names.get(o) for o in _SIDES)]
-    named = raw[columns] if all(columns) else raw.iloc[:, :6]
-    return named.set_axis(['image', 'finding', *_SIDES], axis=1)
+def _first_of(names, *groups):
+    "The columns of the first group that is there whole"
+    return next(([names[n] for n in g] for g in groups if all(n in names for n in g)), None)
+
+def _box_columns(raw, path):
+    "Six columns of text: image, finding and four numbers; and do these name two corners, in place of a corner and the size?"
+    if ''.join(raw.columns[2:3]).strip().lower().startswith('bbox'): return raw.iloc[:, :6], False # NIH's header has names for three of them
+    names = {re.sub(r'[\W_]', '', c).lower(): c for c in raw}
+    about = [_first_of(names, *((n,) for n in known)) for known in (_IMAGE, _FINDING)]
+    corners, size = _first_of(names, *_CORNERS), _first_of(names, *_SIZES)
+    if not all(about) or not (corners or size):
+        raise DataError(f'{path} cannot be read as a list of boxes (it has columns {few(list(raw), 8)}): '
+                        'name them image, finding, and x, y, w, h or x_min, y_min, x_max, y_max')
+    return raw[[*about[0], *about[1], *(corners or size)]], bool(corners)
+
+def _boxes_of(raw, corners):
+    "`image finding x y w h` from six columns of text"
+    raw = raw.set_axis(['image', 'finding', *_SIDES], axis=1)
+    if corners: raw = raw[~raw[_SIDES].apply(lambda c: c.str.strip().str.lower().isin(['', 'nan', 'na'])).all(axis=1)] # no finding, no box
+    x, y, w, h = (pd.to_numeric(raw[c], errors='coerce').astype(float) for c in _SIDES)
+    return raw.assign(x=x, y=y, w=w - x if corners else w, h=h - y if corners else h)
 
 def read_boxes(
     path, # a CSV file such as NIH's `BBox_List_2017.csv`, or one's own, with named columns
-    side:int=1024, # side of the films on which the boxes were drawn, pixels; None: leave pixels
+    side:int=1024, # side of the films on which the boxes were drawn, pixels; 1: they are in shares; None: leave pixels
 ) -> pd.DataFrame: # a row a box: `image finding x y w h`, the last four in shares of the film's side, or in pixels
     "Boxes that were drawn on films"
-    try: given = pd.read_csv(path, index_col=False, encoding='utf-8-sig', dtype={'image': str, 'image_id': str, 'Image Index': str})
+    try: given = pd.read_csv(path, index_col=False, encoding='utf-8-sig', dtype=str, keep_default_na=False)
     except (OSError, ValueError) as e:
         raise DataError(f'{path} cannot be read as a list of boxes ({" ".join(str(e).split())[:120]}): give BBox_List_2017.csv') from e
-    n = len(given.columns)
-    if n == 1 and ';' in given.columns[0]: raise DataError(f'{path} is not separated by commas: save it as comma-separated CSV')
-    if n < 6:
-        raise DataError(f'{path} cannot be read as a list of boxes (it has {n} columns): give BBox_List_2017.csv, or image,finding,x,y,w,h')
-    raw = _box_columns(given)
-    boxes = raw.assign(**raw[_SIDES].apply(pd.to_numeric, errors='coerce').astype(float))
+    if len(given.columns) == 1 and ';' in given.columns[0]: raise DataError(f'{path} is not separated by commas: save it as comma-separated CSV')
+    raw, corners = _box_columns(given, path)
+    boxes = _boxes_of(raw, corners)
+    if side != 1 and len(boxes) and (boxes[_SIDES] <= 1).all(axis=None) and (boxes[_SIDES] % 1).any(axis=None):
+        raise DataError(f"{path} holds shares of the film's side, and pixels are expected: give side=1 (--side 1)")
     bad = _no_boxes(boxes, side or np.inf)
     if len(bad):
         size = f' of {side} pixels' if side else ''
-        raise DataError(f'{path}: row {raw.index[bad[0]] + 2} is no box on a film{size} ({raw.iloc[bad[0]].tolist()}): '
+        row = boxes.index[bad[0]]
+        raise DataError(f'{path}: row {row + 2} is no box on a film{size} ({", ".join(raw.loc[row])}): '
                         "mend or remove it, or give the films' side")
     boxes = boxes.assign(**boxes[_SIDES] / (side or 1), finding=boxes.finding.astype(str).str.strip().replace(_NIH_NAMES))
     return boxes.reset_index(drop=True)
@@ -190,8 +206,12 @@ def _compare(found, maps, tolerance, threshold):
         iou_mean_map=_overlaps(_rescaled(mean_map), masks, threshold))
 
 # %% ../nbs/08a_localise.ipynb #59675aa8
-def _checked(predictor, table, pixels, tolerance, threshold):
-    "Refuse films of another size or number, and options out of range"
+def _checked(predictor, table, pixels, boxes, tolerance, threshold):
+    "Refuse films of another size or number, boxes in pixels, and options out of range"
+    lost = [c for c in ['image', 'finding', *_SIDES] if c not in boxes]
+    if lost: raise DataError(f'boxes lack columns {few(lost, 6)}: read them with read_boxes')
+    if len(boxes) and not (boxes[_SIDES] <= 1.1).all(axis=None):
+        raise DataError("boxes are in pixels, and shares of the film's side are needed: read_boxes gives them")
     if len(pixels) != len(table) or tuple(pixels.shape[1:]) != (predictor.size,)*2:
         raise DataError(f'pixels have shape {tuple(pixels.shape)}: the table has {len(table)} films '
                         f'and the models take {predictor.size} x {predictor.size}')
@@ -209,7 +229,7 @@ def localise(
 ) -> pd.DataFrame: # a row a film and finding: `row image patient finding fold boxes x y hit iou chance mean_map mean_box iou_mean_map`
     "Point at each finding that has boxes, and compare"
     predictor = predictor if isinstance(predictor, Predictor) else Predictor(predictor, verbose=verbose)
-    _checked(predictor, table, pixels, tolerance, threshold)
+    _checked(predictor, table, pixels, boxes, tolerance, threshold)
     found, lost = _matched(predictor, table.reset_index(drop=True), boxes.reset_index(drop=True))
     fold = held_out(predictor, found.patient)
     seen = sum(map(len, found.boxes[fold == -2]))
@@ -235,7 +255,9 @@ def _hit_row(name, g, n_boot, level, seed):
     "Rates of one finding, with intervals where a claim is made of them"
     v = g[['hit', 'chance', 'mean_map', 'mean_box', 'iou', 'iou_mean_map']].assign(gain=g.hit - g.mean_box)
     reps = pd.DataFrame(_resampled(v.to_numpy(float), g.patient, n_boot, seed), columns=v.columns)
-    mean, low, high = reps.iloc[0], reps[1:].quantile((1 - level)/2), reps[1:].quantile((1 + level)/2)
+    unknown = at_an_end(reps.to_numpy()) & (v.columns != 'gain') | (g.patient.nunique() < 2)
+    low, high = (pd.Series(x, v.columns) for x in percentile_interval(reps[1:].to_numpy(), level, unknown))
+    mean = reps.iloc[0]
     row = dict(finding=name, boxes=sum(map(len, g.boxes)), films=g.row.nunique(), patients=g.patient.nunique())
     for k in ('hit', 'chance', 'mean_map', 'mean_box', 'gain', 'iou', 'iou_mean_map'):
         row[k] = mean[k]
@@ -249,6 +271,7 @@ def hit_table(
     seed:int=0, # random seed
 ) -> pd.DataFrame: # a row a finding, and `all`
     "Hit rates and overlaps by finding"
+    check_interval(level, n_boot)
     groups = [*found.groupby('finding'), ('all', found)]
     return pd.DataFrame([_hit_row(name, g, n_boot, level, seed) for name, g in groups])
 
@@ -348,7 +371,8 @@ def _shares(boxes, table, root, in_pixels, mode):
         try: size = _film_size(Path(root)/film)
         except OSError as e: raise DataError(f'the size of {film} cannot be read ({first_line(e)}), and it has a box: {do}') from e
         values = g[_SIDES].to_numpy() / (np.array([*size, *size]) if in_pixels else 1)
-        if (values[:, :2] >= 1).any(): raise DataError(f'a box of {film} lies outside its {size[0]} x {size[1]} pixels: {do}')
+        outside = (values[:, :2] >= 1) | (values[:, :2] + values[:, 2:] > 1 + 1/np.array(size))
+        if outside.any(): raise DataError(f'a box of {film} lies outside its {size[0]} x {size[1]} pixels: {do}')
         parts.append(g.assign(**dict(zip(_SIDES, _on_square(values, size, mode).T))))
     return pd.concat(parts).sort_index()
 
@@ -368,7 +392,7 @@ def write_localisation(
     out_dir=None, # where to write; None: the study's folder
     n_boot:int=2000, # resamples of the patients
     progress:bool=True, # show a progress bar while films are decoded?
-    side:int=None, # side of the films on which the boxes were drawn; None: 1024 for NIH's own list, else the size of each film
+    side:int=None, # side of the films on which the boxes were drawn; 1: in shares; None: 1024 for NIH's list, else the size of each film
     **options, # `tolerance` and `threshold` of `localise`
 ) -> pd.DataFrame: # the table by finding
     "Localise a study's findings, and write the table, the films and the overlays"
@@ -399,7 +423,7 @@ def main(
     arm:str=None, # arm to use; default: none, or the only one there is
     tolerance:float=0., # widens the boxes for the pointing game, share of the film's side
     n_boot:int=2000, # resamples of the patients
-    side:int=None, # side of the films on which the boxes were drawn, pixels; default: 1024 for NIH's own list, else each film's own
+    side:int=None, # side of the films on which the boxes were drawn, pixels; 1: in shares; default: 1024 for NIH's list, else each film's
 ):
     "Compare a study's class-activation maps with boxes"
     boxes = boxes or Path(root)/'BBox_List_2017.csv'

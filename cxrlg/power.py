@@ -87,6 +87,7 @@ def _power_at(gain, se, df, margin, alpha):
     "Power at one standard error and its degrees of freedom, or at many"
     gain, se, df = (np.asarray(x, float)[..., None] for x in (gain, se, df))
     estimated = np.sqrt(chi2.ppf(_SHARES, df) / df)
+    se = np.where(se == 0, np.finfo(float).tiny, se)
     if margin is None:
         limit, away = student.ppf(1 - alpha / 2, df) * estimated, np.abs(gain) / se
         return (norm.sf(limit - away) + norm.cdf(-limit - away)).mean(-1)

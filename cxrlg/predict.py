@@ -31,8 +31,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from .calibration import calibrated
-from .core import (DataError, atomic_write, clip_logit, did_you_mean, few, for_spreadsheets, on_disk, printable, run_command, stop,
-                        walk_files)
+from .core import (DataError, atomic_write, clip_logit, did_you_mean, few, first_line, for_spreadsheets, on_disk, printable,
+                        run_command, stop, walk_files)
 from .data import FILM_SUFFIXES
 from .ensembles import open_ensemble
 from .eval import ensemble, tta
@@ -52,6 +52,7 @@ def _begins_like_film(path):
 
 def _is_film(path):
     "Is a file of a folder meant? Its name ends as a film's does, or has no ending (IM000001, 1.2.840.1) and its content is one"
+    if os.path.exists(path) and not os.path.isfile(path): return False # a pipe would wait for ever
     name = os.path.basename(path).strip().lower()
     if name.endswith(FILM_SUFFIXES): return True
     no_ending = re.fullmatch(r'\.(\d+|ima)|', os.path.splitext(name)[1])
@@ -62,6 +63,14 @@ def _films_below(folder):
     found = [f for f in (os.path.join(folder, name) for name in walk_files(folder, ('',))) if _is_film(f)]
     if not found: raise DataError(f'{folder} holds no film (no {" ".join(FILM_SUFFIXES)}): is this the right folder?')
     return found
+
+def _no_file(path):
+    "Why a path is no file, or ''"
+    if os.path.isfile(path): return ''
+    if os.path.isdir(path): return 'is a folder: name a film in it, or give find_films(folder)'
+    if not os.path.lexists(path): return 'is not there: correct the name'
+    if os.path.islink(path) and not os.path.exists(path): return f'is a link to {os.readlink(path)}, which is not there: mend the link'
+    return 'is a device or a pipe, no file: copy the film to a file'
 
 def find_films(
     paths, # files and folders, or one of them
@@ -125,6 +134,13 @@ def _folded(model):
     return model
 
 # %% ../nbs/08_predict.ipynb #b3c331c6
+def _device(device):
+    "A device that is there"
+    try: return torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as e:
+        raise DataError(f'device={printable(device)} cannot be used ({first_line(e)[:80]}): '
+                        'give cpu, or cuda where there is a GPU') from None
+
 class Predictor:
     "The fold ensemble of a study"
     def __init__(self,
@@ -136,6 +152,8 @@ class Predictor:
         device=None, # device of the models; None: fastai's default, a GPU where there is one
         verbose:bool=True, # print which models are used, and what is missing?
     ):
+        if not _is_path(study_dir): raise DataError(f'{printable(study_dir)} is no folder of a study: give its path, such as runs/nih128')
+        place = _device(device or default_device())
         found = self.ensemble = open_ensemble(study_dir, arm, seeds, folds, raw)
         self.path, self.arm, self.folders, self.scale = found.path, found.arm, found.folders, found.scale
         self.labels, self.size, self.mode = found.labels, found.size, found.mode
@@ -143,8 +161,7 @@ class Predictor:
         self.notes = found.notes + [f'a finding is called {n[:-1]}: what the table says of the film stands under {n}' for n in moved]
         uncalibrated = 'raw, as asked for' if raw else f'raw (no calibration.json of arm {self.arm} in the study)'
         self.kind = uncalibrated if self.scale is None else 'calibrated'
-        device = torch.device(device or default_device())
-        self.models = [_folded(found.load(key)).to(device, memory_format=torch.channels_last) for key in self.folders]
+        self.models = [_folded(found.load(key)).to(place, memory_format=torch.channels_last) for key in self.folders]
         if verbose: print(printable(self), *self.notes, sep='\n')
 
     def __repr__(self):
@@ -174,7 +191,7 @@ def read(self:Predictor,
     "A film as the models see it"
     if _is_path(film):
         path = on_disk(film)
-        if path is None: raise DataError(f'{os.fsdecode(film)} is not there: correct the name')
+        if why := _no_file(path or film): raise DataError(f'{os.fsdecode(film)} {why}')
         return read_film(path, self.size, self.mode)
     if isinstance(film, (torch.Tensor, Image.Image)): film = np.asarray(film)
     if not isinstance(film, np.ndarray): raise DataError(f'{type(film).__name__} is not a film: give a path, or uint8 [height, width]')
@@ -212,7 +229,7 @@ def __call__(self:Predictor,
 ) -> pd.DataFrame: # `file`, the probability of each finding under its name (float32, NaN where the film cannot be read), `flag`, `error`
     "Probabilities of films, a row a film, in the order given"
     films = _as_list(films)
-    if bs < 1: raise DataError(f'bs={bs}: give at least one film a batch')
+    if not isinstance(bs, (int, np.integer)) or bs < 1: raise DataError(f'bs={bs}: give a whole number, at least one film a batch')
     p, flags, errors = np.full((len(films), len(self.labels)), np.nan, np.float32), [], []
     with tqdm(total=len(films), unit='film', desc='predicting', disable=not bar) as progress:
         for batch in self._batches(films, batch_size(bs, self.size)):
@@ -259,7 +276,9 @@ def submission(self:Predictor,
     bar:bool=False, # show a progress bar on standard error?
 ) -> pd.DataFrame: # a row an id
     "Probabilities in the form that a competition asks for"
-    films = list({os.path.realpath(f): os.fsdecode(f) for f in reversed(_as_list(films))}.values())[::-1]
+    films = _as_list(films)
+    if not all(map(_is_path, films)): raise DataError('a submission names its films: give paths of files, not arrays')
+    films = list({os.path.realpath(f): os.fsdecode(f) for f in reversed(films)}.values())[::-1]
     if template is not None: ids, header, names, id = read_sample(template, id, self.labels)
     else:
         ids, id = [os.path.basename(f) for f in films], id or 'Image_name'
@@ -314,6 +333,7 @@ def _check_place(option, out, others, films):
     "Refuse an output that is a folder, a film or another output"
     real = os.path.realpath(out)
     if Path(out).is_dir(): raise DataError(f'{option} {out} is a folder: name a file in it')
+    if Path(out).exists() and not Path(out).is_file(): raise DataError(f'{option} {out} is a device or a pipe, no file: name another file')
     if real in {os.path.realpath(f) for f in films}: raise DataError(f'{option} {out} is one of the films: name another file')
     same = [o for o, other in others.items() if o != option and other and os.path.realpath(other) == real]
     if same: raise DataError(f'{option} and {same[0]} are both {out}: name two files')

@@ -9,16 +9,27 @@ __all__ = ['shift_prevalence', 'em_prevalence']
 import numpy as np
 from scipy.special import expit, logit
 
-from .core import clip_logit
+from .checks import numbers
+from .core import DataError, clip_logit
 
 # %% ../nbs/06bb_recalibration.ipynb #0bb00015
+def _check(probs, *shares):
+    "Probabilities as floats; scores that are none, and shares beyond 0 and 1, are refused"
+    p = numbers(probs, 'probabilities').astype(float)
+    if not ((p >= 0) & (p <= 1)).all(): raise DataError('probabilities in [0, 1] are needed, without NaN: put logits through the sigmoid first')
+    for share in shares:
+        share = np.asarray(share, float)
+        if ((share < 0) | (share > 1)).any(): raise DataError(f'shares of positives of {share.tolist()}: each lies between 0 and 1')
+        if share.ndim and share.shape != p.shape[-1:]: raise DataError(f'{share.size} shares for {p.shape[-1]} labels: give one a label')
+    return p
+
 def shift_prevalence(
     probs, # [n, L] calibrated probabilities
     before, # [L] share of positives that they were calibrated to
     after, # [L] share of positives where they are used
 )->np.ndarray: # [n, L]
     "Probabilities for another prevalence"
-    return expit(clip_logit(probs, 1e-7) + logit(after) - logit(before))
+    return expit(clip_logit(_check(probs, before, after), 1e-7) + logit(after) - logit(before))
 
 def em_prevalence(
     probs, # [n, L] calibrated probabilities of films without labels
@@ -26,7 +37,7 @@ def em_prevalence(
     rounds:int=1000, # steps, at most
 )->np.ndarray: # [L] share of positives among these films
     "Prevalence without labels, by expectation and maximisation"
-    p, before = np.asarray(probs, float), np.asarray(before, float)
+    p, before = _check(probs, before), np.asarray(before, float)
     now, ends = before, (1 / (2 * len(p) + 2), 1 - 1 / (2 * len(p) + 2))
     for _ in range(rounds):
         new = np.clip(shift_prevalence(p, before, now).mean(0), *ends)

@@ -11,7 +11,7 @@ from scipy.stats import beta
 from sklearn.linear_model import LogisticRegression
 
 from cxrlg.calibration import (age_bands, calibrated, calibration, calibration_line, cross_calibrated, fit_platt, operating_points,
-                               subgroups, _bins)
+                               rescaled, subgroups, _bins)
 from cxrlg.core import DataError
 from cxrlg.eval import macro_auc, patient_weights, simulate, tta
 
@@ -182,3 +182,49 @@ def test_labels_without_a_line():
     found = calibration_line(part, p[:, :1], patients, n_boot=0).iloc[0]
     assert found.slope == pytest.approx(calibration_line(y[known, :1], p[known, :1], n_boot=0).slope.iloc[0])
     with pytest.raises(DataError, match='through the sigmoid first'): calibration_line(y, z)
+
+
+def test_a_scale_for_other_labels_is_refused():
+    y, z, _ = simulated()
+    names = list('abcd')
+    scale = fit_platt(pd.DataFrame(y, columns=names), z)
+    Z = pd.DataFrame(z, columns=names)
+    assert np.array_equal(calibrated(Z, scale), calibrated(z, scale))
+    for call in (lambda: calibrated(Z[names[::-1]], scale), lambda: rescaled(expit(Z[names[::-1]]), scale)):
+        with pytest.raises(DataError, match='the same labels in the same order'): call()
+    with pytest.raises(DataError, match='the scale has 4 labels: give a column a label'): calibrated(z[:, :1], scale)
+
+
+def test_one_patient_has_no_calibration_interval():
+    y, z, _ = simulated()
+    c = calibration(y, expit(z), patients=np.zeros(len(y)), n_boot=20)
+    line = calibration_line(y, expit(z), np.zeros(len(y)), n_boot=20)
+    assert c.ece[['low', 'high']].isna().all(axis=None) and c.ece.ece.notna().all()
+    inside = c.table.observed.between(0, 1, inclusive='neither')
+    assert inside.any() and c.table[inside][['low', 'high']].isna().all(axis=None)
+    assert line[['slope_low', 'slope_high', 'intercept_low', 'intercept_high']].isna().all(axis=None) and line.slope.notna().all()
+
+
+@pytest.mark.parametrize('change,text', [
+    (dict(bins=0), 'bins=0: give a whole number, 1 or more'), (dict(bins=2.5), 'bins=2.5'), (dict(level=95), 'level=95'),
+    (dict(n_boot=1), 'n_boot=1'), (dict(n_boot=-1), 'n_boot=-1')])
+def test_arguments_of_calibration_that_cannot_be_used(change, text):
+    y, z, pat = simulated()
+    with pytest.raises(DataError, match=text): calibration(y, expit(z), **change)
+
+
+def test_arguments_of_operating_points_and_subgroups_that_cannot_be_used():
+    y, z, pat = simulated()
+    for change, text in ((dict(sensitivity=90), 'sensitivity=90: give a share'), (dict(specificity=-1), 'specificity=-1'),
+                         (dict(folds=[1, 2]), '2 folds for')):
+        with pytest.raises(DataError, match=text): operating_points(y, z, **change)
+    with pytest.raises(DataError, match='2 folds for'): cross_calibrated(y, z, [1, 2])
+    for groups, text in ((pd.DataFrame(dict(sex=['F'])), 'groups have 1 rows for'), (pd.Series(pat), 'groups are a Series: give a table')):
+        with pytest.raises(DataError, match=text): subgroups(y, z, pat, groups)
+
+
+def test_subgroups_average_the_seeds():
+    y, z, pat = simulated(300)
+    groups = pd.DataFrame(dict(sex=np.where(pat % 2, 'F', 'M')))
+    a, b, both = (subgroups(y, s, pat, groups, n_boot=20).auc for s in (z, z.round(), np.stack([z, z.round()])))
+    assert np.allclose(both, (a + b) / 2) and both.notna().all()

@@ -446,3 +446,12 @@ def test_where_studies_lie(tmp_path, monkeypatch):
     assert repo_root() == ROOT and runs_dir() == ROOT/'runs' and runs_dir('x') == Path('x')
     monkeypatch.setenv('CXRLG_RUNS', str(tmp_path))
     assert runs_dir() == tmp_path
+
+
+def test_what_is_no_file_is_never_replaced_by_one(tmp_path):
+    os.mkfifo(tmp_path/'pipe')
+    for place, what in ((tmp_path/'pipe', 'a device or a pipe'), (tmp_path, 'a folder')):
+        for write in (atomic_write, new_file):
+            with pytest.raises(DataError, match=f'is {what}, no file: name another file'):
+                with write(place) as tmp: tmp.touch()
+    assert (tmp_path/'pipe').is_fifo() and os.listdir(tmp_path) == ['pipe']

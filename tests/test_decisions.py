@@ -106,3 +106,21 @@ def test_a_sensitivity_of_one_is_not_certain():
     y, p = np.repeat([0., 1], 40), np.repeat([.1, .9], 40)
     t = operating_points(y, p, patients=np.arange(80), n_boot=50)
     assert (t.sensitivity == 1).all() and t.sensitivity_low.between(.9, .95).all() and (t.sensitivity_high == 1).all()
+
+
+def test_one_patient_says_nothing_about_net_benefit(films):
+    y, p, patients = films
+    t = decision_curves(y, p, np.zeros(len(y)), n_boot=20)
+    assert t.net_benefit.notna().all() and t[['low', 'high', 'gain_low', 'gain_high']].isna().all(axis=None)
+
+
+def test_arguments_that_cannot_be_used(films):
+    y, p, patients = films
+    groups = pd.DataFrame(dict(sex=np.where(patients % 2, 'F', 'M')))
+    cases = {'groups have 300 rows for': dict(groups=groups[:300]), 'groups are a Series': dict(groups=groups.sex),
+             'in another order': dict(targets=pd.DataFrame(y), groups=groups[::-1]), '3 folds for': dict(folds=[0, 1, 2]),
+             'level=95': dict(level=95), 'sensitivity=90': dict(sensitivity=90), 'average the seeds first': dict(probs=np.stack([p, p]))}
+    for text, change in cases.items():
+        with pytest.raises(DataError, match=text): group_gaps(**dict(targets=y, probs=p, patients=patients, groups=groups) | change)
+    for text, change in {'average the seeds': dict(probs=np.stack([p, p])), 'n_boot=1:': dict(n_boot=1), 'level=95': dict(level=95)}.items():
+        with pytest.raises(DataError, match=text): decision_curves(**dict(targets=y, probs=p, patients=patients) | change)

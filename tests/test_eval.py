@@ -58,7 +58,8 @@ def test_one_film_one_class_all_nan(y, reason):
         assert delong(y, s, s).isna().all(axis=None) and roc_curves(y, s) == {} and len(operating_points(y, s)) == 0
         assert fit_platt(y, s).notna().all(axis=None)
         c = calibration(y, s, n_boot=20)
-        assert c.ece.notna().all(axis=None) == (reason != 'no known target')
+        assert c.ece[['ece', 'noise']].notna().all(axis=None) == (reason != 'no known target')
+        assert c.ece[['low', 'high']].notna().all(axis=None) == (np.isfinite(y).sum() > 1) # one patient has no interval
 
 
 def test_one_positive():
@@ -364,3 +365,74 @@ def test_ranks_are_double_where_scipy_keeps_single_precision(monkeypatch):
     expect = roc_auc_score(y, s)
     monkeypatch.setattr('cxrlg.checks.rankdata', single)
     assert abs(macro_auc(y, s).macro - expect) < 1e-12
+
+
+# what looks like numbers, and is more
+
+def test_a_mask_is_nan():
+    y, z, pat = simulated()
+    hide = np.random.default_rng(0).random(y.shape) < .3
+    want = macro_auc(np.where(hide, np.nan, y), z)
+    for masked in (np.ma.array(y, mask=hide), np.ma.array(y.astype(int), mask=hide)): assert macro_auc(masked, z).auc.equals(want.auc)
+    refused(lambda: macro_auc(y, np.ma.array(z, mask=hide)), 'NaN or infinite scores')
+    refused(lambda: auc_interval(y, z, np.ma.array(pat, mask=pat == 0), n_boot=20), 'have no patients')
+    assert numbers([np.ma.array([1, 0], mask=[True, False]), np.array([1, 1])]).tolist()[1] == [1, 1]
+    assert np.isnan(numbers([np.ma.array([1, 0], mask=[True, False]), np.array([1, 1])])[0, 0])
+
+
+def test_tensors_of_any_kind():
+    torch = pytest.importorskip('torch')
+    y, z, _ = simulated()
+    coarse = torch.tensor(z).bfloat16()
+    want = macro_auc(y, coarse.float().numpy()).auc
+    assert macro_auc(torch.tensor(y).bfloat16(), coarse).auc.equals(want)
+    assert macro_auc(y, coarse.clone().requires_grad_()).auc.equals(want)
+    assert numbers([torch.ones(2, requires_grad=True), torch.zeros(2)]).tolist() == [[1, 1], [0, 0]]
+    assert numbers(torch.tensor(z)).dtype == np.float32
+
+
+def test_films_in_another_order_are_refused():
+    y, z, pat = simulated()
+    Y, P = pd.DataFrame(y), pd.DataFrame(z)
+    for call in (lambda: macro_auc(Y.sample(frac=1, random_state=0), P), lambda: macro_auc(Y[0], P[0][::-1]),
+                 lambda: auc_interval(Y, P, pd.Series(pat)[::-1], n_boot=20), lambda: delong(Y, P, clusters=pd.Series(pat)[::-1]),
+                 lambda: auc_interval(Y, P, pat, pd.Series(pat % 2)[::-1], n_boot=20)):
+        refused(call, 'the same rows in another order')
+    assert macro_auc(Y[50:], P[50:].reset_index(drop=True)).macro == macro_auc(y[50:], z[50:]).macro
+
+
+def test_one_set_of_scores_where_one_is_judged():
+    y, z, pat = simulated()
+    several = np.stack([z, -z])
+    for call in (lambda: delong(y, several), lambda: delong(y, z, several), lambda: calibration(y, expit(several)),
+                 lambda: fit_platt(y, several), lambda: operating_points(y, several), lambda: roc_curves(y, several)):
+        refused(call, r'scores have shape \(2, .*average the seeds first')
+
+
+def test_losses_need_probabilities():
+    y, z, pat = simulated()
+    for call in (lambda: scores(y, z), lambda: auc_interval(y, z, pat, metric='brier', n_boot=20),
+                 lambda: auc_interval(y, z, pat, metric='log_loss', n_boot=20)): refused(call, 'through the sigmoid first')
+    assert scores(y, expit(z)).brier['macro'] < .25
+
+
+@pytest.mark.parametrize('change,text', [
+    (dict(level=95), 'level=95: give a share'), (dict(level=0), 'level=0: give a share'), (dict(n_boot=-1), 'n_boot=-1: give a whole number'),
+    (dict(n_boot=2.5), 'n_boot=2.5: give a whole number'), (dict(n_boot=1), 'n_boot=1: one replicate has no spread'),
+    (dict(patients='column'), r'patients have shape \(\d+, 1\)'), (dict(folds='column'), r'folds have shape \(\d+, 1\)')])
+def test_arguments_of_intervals_that_cannot_be_used(change, text):
+    y, z, pat = simulated()
+    change = {k: pat[:, None] if v == 'column' else v for k, v in change.items()}
+    refused(lambda: auc_interval(**dict(targets=y, probs=z, patients=pat, n_boot=20) | change), text)
+
+
+@pytest.mark.parametrize('text', [np.array([['0'], ['x']]), np.array([[0], ['x']], object), pd.DataFrame([['0'], ['x']]), [['0'], ['x']]])
+def test_text_is_named(text):
+    refused(lambda: macro_auc(text, [[1], [0]]), "targets hold text, or what is no number: 'x' in row 1; give numbers")
+    refused(lambda: macro_auc([[1, 0], [1]], [[1], [0]]), 'targets are no table of numbers')
+
+
+def test_one_patient_has_no_interval_of_a_loss():
+    y, z, _ = simulated()
+    t = auc_interval(y, expit(z), np.zeros(len(y)), metric='brier', n_boot=20)
+    assert t[['low', 'high']].isna().all(axis=None) and t.brier.notna().all()

@@ -358,7 +358,7 @@ def test_one_film_and_a_constant_map(study, films):
         t.finding.tolist() == ['Mass', 'all']
         and t.hit.tolist() == [0, 0]
         and t.films.tolist() == [1, 1]
-        and t.hit_low[0] == t.hit_high[0] == 0
+        and t[['hit_low', 'hit_high']].isna().all(axis=None)
     )
 
 
@@ -609,3 +609,44 @@ def test_films_without_a_list_keep_the_patients_of_the_study(tmp_path, monkeypat
     assert saved.fold.to_dict() == {str(known.patient): known.fold, 'new': -1}
     with pytest.raises(SystemExit): main(str(study), str(tmp_path/'study'), str(tmp_path/'boxes.csv'), dataset='films')
     assert 'holds none of the films that have boxes' in capsys.readouterr().err.splitlines()[-1]
+
+
+CORNERS = ('x_min,y_min,x_max,y_max', 'xmin,ymin,xmax,ymax', 'x1,y1,x2,y2', 'left,top,right,bottom', 'xMin,yMin,xMax,yMax')
+SIZES = ('x,y,w,h', 'x,y,width,height', 'left,top,width,height')
+
+
+@pytest.mark.parametrize('sides', CORNERS + SIZES)
+@pytest.mark.parametrize('about', ['image,finding', 'Image Index,Finding Label', 'file_name,label'])
+def test_spellings_of_boxes(tmp_path, about, sides):
+    (tmp_path/'b.csv').write_text(f'{about},{sides}\n007,A,{"10,20,40,60" if sides in CORNERS else "10,20,30,40"}\n')
+    assert read_boxes(tmp_path/'b.csv', side=None).values.tolist() == [['007', 'A', 10, 20, 30, 40]]
+
+
+@pytest.mark.parametrize('text,side,say', [
+    ('image,finding,a,b,c,d\na.png,A,1,2,3,4', 48, 'name them image, finding, and x, y, w, h or x_min'),
+    ('image,finding,x,y,w,h\na.png,A,.1,.1,.5,.5', None, 'holds shares of the film.s side, and pixels are expected: give side=1'),
+    ('image,finding,x,y,w,h\na.png,A,10,10,2000,20', 48, r'row 2 is no box on a film of 48 pixels \(a.png, A, 10, 10, 2000, 20\)'),
+    ('image,finding,x1,y1,x2,y2\na.png,A,10,10,5,20', 48, r'row 2 is no box on a film of 48 pixels \(a.png, A, 10, 10, 5, 20\)')])
+def test_boxes_that_cannot_be_meant(tmp_path, text, side, say):
+    (tmp_path/'b.csv').write_text(text + '\n')
+    with pytest.raises(DataError, match=say) as e: read_boxes(tmp_path/'b.csv', side)
+    assert '\n' not in str(e.value) and 'np.' not in str(e.value)
+
+
+def test_shares_are_read_as_shares_when_asked(tmp_path):
+    (tmp_path/'b.csv').write_text('image,finding,x,y,w,h\na.png,A,.1,.1,.5,.9\n')
+    assert read_boxes(tmp_path/'b.csv', side=1)[['x', 'y', 'w', 'h']].values.tolist() == [[.1, .1, .5, .9]]
+
+
+def test_boxes_in_pixels_are_no_shares(predictor, films):
+    table, pixels, boxes = films
+    for wrong, say in ((boxes.assign(x=boxes.x * 64), 'boxes are in pixels'), (boxes.drop(columns='w'), 'boxes lack columns w')):
+        with pytest.raises(DataError, match=say): localise(predictor, table, pixels, wrong, verbose=False)
+
+
+def test_one_patient_gives_no_interval():
+    columns = dict(hit=1., chance=.2, mean_map=np.nan, mean_box=np.nan, iou=0., iou_mean_map=np.nan)
+    found = pd.DataFrame([dict(finding='A', row=i, patient='p', boxes=np.zeros((1, 4)), **columns) for i in range(3)])
+    t = hit_table(found, n_boot=50)
+    assert (t.hit == 1).all() and t[['hit_low', 'hit_high', 'iou_low', 'iou_high']].isna().all(axis=None)
+    with pytest.raises(DataError, match='level=95'): hit_table(found, level=95)

@@ -96,3 +96,9 @@ def test_a_gain_that_no_study_can_find_is_refused(gain, margin, text):
 def test_models_of_other_shapes_are_refused():
     y, z, pat = simulated()
     with pytest.raises(DataError, match='must agree'): paired_error(y, z, z[:5], pat)
+
+
+@pytest.mark.filterwarnings('error')
+def test_equal_arms_print_no_warning():
+    equal = PairedError(0., 100, 1, 0., 0., np.nan)
+    assert power(equal, 0) == pytest.approx(.05, abs=1e-4) and power(equal, .01) == 1 and power(equal, 0, margin=.01) == 1

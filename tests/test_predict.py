@@ -834,3 +834,30 @@ def test_a_submission_by_study(study, pngs, tmp_path):
 def test_half_of_what_cases_need_is_refused(study, pngs, tmp_path, capsys, options, says):
     with pytest.raises(SystemExit) as e: room.main(str(study), pngs[:1], out=str(tmp_path/'out.csv'), **options)
     assert e.value.code == 2 and says in capsys.readouterr().err and not (tmp_path/'out.csv').exists()
+
+
+# ---- what is no file
+
+def test_pipes_links_and_folders(predictor, pngs, tmp_path):
+    os.mkfifo(tmp_path/'x.png')
+    os.mkfifo(tmp_path/'IM000001')
+    (tmp_path/'gone.png').symlink_to('lost.png')
+    (tmp_path/'a.png').write_bytes(Path(pngs[0]).read_bytes())
+    assert find_films(tmp_path) == [str(tmp_path/'a.png'), str(tmp_path/'gone.png')]
+    t = predictor([tmp_path, tmp_path/'gone.png', tmp_path/'x.png', tmp_path/'a.png'])
+    for error, say in zip(t.error, ('is a folder: name a film in it', 'is a link to lost.png, which is not there', 'is a device or a pipe', '')):
+        assert say in error and bool(say) == bool(error)
+
+
+def test_an_output_that_is_a_pipe(study, pngs, tmp_path, capsys):
+    os.mkfifo(tmp_path/'pipe')
+    with pytest.raises(SystemExit) as e: main(str(study), pngs[:1], out=str(tmp_path/'pipe'))
+    assert e.value.code == 2 and 'is a device or a pipe, no file' in capsys.readouterr().err and (tmp_path/'pipe').is_fifo()
+
+
+def test_arguments_of_the_predictor_that_cannot_be_used(study, predictor):
+    film = np.zeros((8, 8), np.uint8)
+    for call, say in ((lambda: Predictor(None), 'None is no folder of a study'), (lambda: Predictor(study, device='nope'), 'device=nope cannot be used'),
+                      (lambda: predictor.submission(film), 'give paths of files, not arrays'), (lambda: predictor(film, bs=2.5), 'bs=2.5')):
+        with pytest.raises(DataError, match=say) as e: call()
+        assert '\n' not in str(e.value)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from cxrlg.core import DataError
 from cxrlg.recalibration import em_prevalence, shift_prevalence
 
 
@@ -20,3 +21,12 @@ def test_prevalence_is_found_without_labels():
 
 def test_no_positive_at_all_leaves_a_small_prevalence():
     assert 0 < em_prevalence(np.full((50, 1), 1e-6), np.array([.3])).item() < .02
+
+
+def test_what_is_no_probability_or_share_is_refused():
+    p = np.full((5, 2), .3)
+    for call, text in ((lambda: em_prevalence(p * 9 - 4, [.1, .2]), 'through the sigmoid first'),
+                       (lambda: shift_prevalence(p * np.nan, .1, .2), 'through the sigmoid first'),
+                       (lambda: em_prevalence(p, [.1, 20]), 'each lies between 0 and 1'),
+                       (lambda: em_prevalence(p, [.1, .2, .3]), '3 shares for 2 labels')):
+        with pytest.raises(DataError, match=text): call()
