@@ -118,8 +118,8 @@ def text_column(
     column, # a column of names, such as the study or the view of each film
 ): # what is said without blanks at its ends, whole numbers without `.0`; missing stays missing
     "A column of names as text, however it was read"
-    text = column.astype(object).where(column.notna())
-    return text.map(lambda o: re.sub(r'^(\d+)\.0+$', r'\1', str(o).strip()), na_action='ignore')
+    said = {o: re.sub(r'^(\d+)\.0+$', r'\1', str(o).strip()) for o in column.dropna().unique()}
+    return column.astype(object).map(said).astype(object)
 
 def label_column(column):
     "A column of labels as float64, and which of its values are none"

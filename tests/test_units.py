@@ -139,6 +139,7 @@ def test_spellings_of_a_study_or_a_view_make_no_other_one():
     numbers = table.assign(study=[1, 1.0, '1', '1.0'], view=[1, 2, 1, None])
     assert len(units_of(numbers).films) == 1 and units_of(numbers, 'patient', ['1']).films.n_films.tolist() == [2]
     assert units_of(numbers, 'patient', [2]).films.n_films.tolist() == [1]
+    for unknown in (None, np.nan): assert len(units_of(table.assign(view=unknown)).films) == 1
 
 
 def test_a_list_of_films_with_blanks_in_it():

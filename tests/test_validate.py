@@ -207,4 +207,5 @@ def test_a_patient_of_the_study_in_another_spelling_is_its_patient():
 
 
 def test_a_correction_that_is_none_is_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(DataError, match="no correction 'zz'"): validate(tmp_path/'no', 'csv', tmp_path, out=tmp_path/'out', corrections=('zz',))
+    with pytest.raises(DataError, match="no correction 'zz'"):
+        validate(tmp_path/'no', 'csv', tmp_path, out=tmp_path/'out', corrections=('zz',))
