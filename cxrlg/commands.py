@@ -93,6 +93,7 @@ def evaluate(
     logits:bool=False, # the scores are logits; default: as their values say
     only_shared:bool=False, # use the films that all files have
     uncertain:str='ignore', # labels of -1: ignore, zeros or ones
+    merge_patients:bool=False, # patients whose ids differ in spelling only (12 and 12.0, 7 and 007) are one
     n_splits:int=3, # folds by patient, made where no file has any
     seed:int=42, # seed of those folds
     n_boot:int=0, # bootstrap replicates; default: 2,000, or 500 from 100,000 films on
@@ -110,6 +111,7 @@ def evaluate(
         given, files = dict(names=_pairs('names', names), columns=_pairs('columns', columns)), _arms(predictions)
         from cxrlg.evaluate import evaluate_predictions
         given |= dict(order=order, logits=logits or None, only_shared=only_shared, uncertain=uncertain)
+        given |= dict(merge_patients=merge_patients)
         given |= dict(n_splits=n_splits, seed=seed, data=data, unit=unit, views=views or None)
         report = evaluate_predictions(files, labels, out, n_boot, margin, couplings, overwrite, typed, **given)
     except DataError as e: _stop('cxrlg_evaluate', e, 2)

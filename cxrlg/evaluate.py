@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from matplotlib.figure import Figure
 
-from .core import DataError, read_json, write_json, writing
+from .core import DataError, few, read_json, write_json, writing
 from .figures import Drawing, as_png, study_figures
 from .predictions import read_predictions
 from .report import write_report
@@ -24,27 +24,42 @@ from .tables import summarise
 from .units import by_unit
 
 # %% ../nbs/06j_evaluate.ipynb #43c4dd6e
-def _check_place(out, overwrite):
+def _files_in(folder): return sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*') if not p.is_dir())
+
+def _check_place(out, overwrite, inputs=()):
     "Refuse a place that holds anything but an earlier evaluation that may go"
     if not out.exists() or out.is_dir() and not any(out.iterdir()): return
-    earlier = 'predictions' in read_json(StudyFolder(out).evaluation)
-    if not earlier: raise DataError(f'{out} is there already, and is no evaluation of predictions: name another folder')
+    earlier = read_json(StudyFolder(out).evaluation)
+    if 'predictions' not in earlier: raise DataError(f'{out} is there already, and is no evaluation of predictions: name another folder')
     if not overwrite: raise DataError(f'{out} holds an evaluation already: name another folder, or replace it with overwrite (--overwrite)')
+    inside = [p for p in inputs if Path(p).resolve().is_relative_to(out)]
+    if inside: raise DataError(f'{inside[0]} lies in {out}, which would be replaced: name another folder')
+    if 'written' not in earlier: raise DataError(f'{out} does not say which files its evaluation wrote: name another folder, or remove it')
+    others = sorted({*_files_in(out)} - {*earlier['written']})
+    if not others: return
+    raise DataError(f'{out} holds {len(others):,} files that no evaluation wrote ({few(others)}): move them, or name another folder')
+
+def _sign(folder):
+    "Write into an evaluation which files are its own"
+    path = StudyFolder(folder).evaluation
+    if said := read_json(path): write_json(path, said | dict(written=_files_in(folder)))
 
 @contextmanager
 def whole_folder(
     out, # path of the folder
     overwrite:bool=False, # replace an earlier evaluation of predictions?
+    inputs=(), # paths of what is read: nothing that holds one of them is replaced
 ): # context that gives a folder of the same name, which becomes `out` when the block ends well, and is removed when not
     "Write a folder whole or not at all"
-    out = Path(out).absolute()
-    _check_place(out, overwrite)
+    out = Path(out).resolve()
+    _check_place(out, overwrite, inputs)
     beside = out.parent / f'.{out.name}.tmp-{uuid4().hex[:8]}'
     with writing(out, 'an out'):
         try:
             (beside / out.name).mkdir(parents=True)
             yield beside / out.name
-            _check_place(out, overwrite)
+            _check_place(out, overwrite, inputs)
+            _sign(beside / out.name)
             if out.exists(): os.replace(out, beside / 'earlier')
             os.replace(beside / out.name, out)
         finally: shutil.rmtree(beside, ignore_errors=True)
@@ -66,6 +81,12 @@ def fit_controls(
     caption = f'Change of macro AUC by couplings and by their controls, fitted on the scores of arm {study.reference}, with 95 % intervals.'
     alt = 'Dots with horizontal intervals around a line at zero, a row a correction.'
     return found.table, Drawing(caption, alt, as_png(fig, study.made_up))
+
+def _paths(files):
+    "The files among tables, however they are given"
+    if isinstance(files, dict): files = list(files.values())
+    if isinstance(files, (list, tuple)): return [p for f in files for p in _paths(f)]
+    return [files] if isinstance(files, (str, os.PathLike)) else []
 
 class Clock:
     "Says how long each part took"
@@ -93,7 +114,8 @@ def evaluate_predictions(
 )->Path: # `report.html`
     "Tables, figures and report of predictions"
     clock = Clock(verbose)
-    with whole_folder(out, overwrite) as folder:
+    if not margin > 0: raise DataError(f'margin={margin} must be above 0')
+    with whole_folder(out, overwrite, _paths([files, labels])) as folder:
         study = by_unit(read_predictions(files, labels, path=folder, verbose=verbose, **options), unit, views)
         for cell in study.cells.values(): cell['config']['command'] = command
         films = study.films(study.folds)

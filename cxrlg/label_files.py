@@ -24,11 +24,11 @@ from .core import DataError, did_you_mean, few, printable
 # %% ../nbs/00d_label_files.ipynb #00d00009
 _CSV_ERRORS = (UnicodeError, ValueError, csv.Error, pd.errors.ParserWarning, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
-def _csv_rows(path):
+def _csv_rows(path, sep=','):
     "The rows of a CSV file as lists of cells, with the line where each ends; empty lines are left out"
     with get_handle(path, 'r', encoding='utf-8-sig', compression='infer') as opened:
         csv.field_size_limit(2**31 - 1) # a cell may hold a report
-        rows = csv.reader(opened.handle)
+        rows = csv.reader(opened.handle, delimiter=sep)
         for cells in rows:
             if cells: yield rows.line_num, cells
 
@@ -101,9 +101,13 @@ def _above(path):
     above = path.parent.parent / path.name
     return f'; there is one in {above.parent}: give its full path, csv: {above}' if above.is_file() else ''
 
-def _refuse_cut_off(path, width):
+def refuse_cut_off(
+    path, # a CSV file
+    width:int, # cells of its header
+    sep:str=',', # what separates cells
+):
     "Refuse a file whose last row, and no other, is short"
-    cells = [len(cells) for _, cells in _csv_rows(path)]
+    cells = [len(cells) for _, cells in _csv_rows(path, sep)]
     if cells[-1] < width and min(cells[:-1]) >= width:
         raise DataError(f'{path} ends in the middle of a row (its last row has {cells[-1]} cells under a header of {width}): '
                         'copy or download it again, or complete the row')
@@ -130,7 +134,7 @@ def read_csv(
         names = _header(path)
         if names: check_columns(names, needed, path)
         df = _parse(path, names, ids, text)
-        if len(df) and (pd.isna(df.iat[-1, -1]) or df.iat[-1, -1] == ''): _refuse_cut_off(path, len(names))
+        if len(df) and (pd.isna(df.iat[-1, -1]) or df.iat[-1, -1] == ''): refuse_cut_off(path, len(names))
     except DataError: raise
     except FileNotFoundError: raise DataError(f'there is no file {path}{_above(path)}') from None
     except _CSV_ERRORS as e: raise DataError(f'{path} {csv_problem(path, e)}') from None

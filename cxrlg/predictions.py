@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import re
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -17,9 +18,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import logit
 
-from .core import DataError, check_known, did_you_mean, few
+from .core import DataError, check_known, did_you_mean, few, patient_key, printable
 from .data import CHEXPERT, NIH
 from .eval import no_auc
+from .label_files import years
 from .results import Study
 from .sheets import (BLANK, canonical, check_columns, key_films, label_column, number_column, people_of, plain_name, read_sheet,
                           refuse_value, same_films, spelled)
@@ -68,6 +70,21 @@ def arm_and_seed(
 _IN_NAMES = {r'.*\b(patient\d{3,})/': 'CheXpert', r'.*\b(p1\d{7})/': 'MIMIC-CXR', r'(?:.*/)?(\d{8})_\d{3}$': 'NIH',
              r'(?:.*/)?([^_/]+)_[^_/]+_[^_/]+$': 'Grand X-Ray Slam'} # how data sets write the patient into a film's name
 
+def _one_spelling(patients, merge, notes):
+    "Patients whose ids may be one person's under several spellings, most films first: named, or merged where that is asked for"
+    counts, kinds = patients.value_counts(), {}
+    for name in sorted(counts.index, key=lambda o: (-counts[o], o)): kinds.setdefault(patient_key(name), []).append(name)
+    several = [names for names in kinds.values() if len(names) > 1]
+    if not several: return patients
+    pairs = few(' = '.join(names) for names in several)
+    if not merge:
+        notes.append(f'{len(several):,} patients may be spelt in several ways ({pairs}): if each is one person, folds share people '
+                     'and intervals are too narrow; merge them with merge_patients (--merge_patients)')
+        return patients
+    notes.append(f'merged {len(several):,} patients that are spelt in several ways ({pairs})')
+    first = {other: names[0] for names in several for other in names}
+    return patients.map(lambda o: first.get(o, o))
+
 def _patients(sheets, notes):
     "The patient of each film, as text"
     found = people_of(sheets, 'patient')
@@ -88,6 +105,7 @@ def _patients(sheets, notes):
 
 def _folds(sheets, table, n_splits, seed, notes):
     "The fold of each film: as the files say, or made by patient"
+    if n_splits < 1 or n_splits % 1: raise DataError(f'n_splits={n_splits}: give a whole number of folds, 1 or more')
     given = people_of(sheets, 'fold')
     if given is None:
         notes.append(f'no column for the fold: {n_splits} folds by patient, made here with seed {seed}' if n_splits > 1 else
@@ -104,21 +122,43 @@ def _folds(sheets, table, n_splits, seed, notes):
 # %% ../nbs/06i_predictions.ipynb #cc9c052a
 _POLICIES = dict(ignore=np.nan, zeros=0., ones=1.)
 
-def _listed(column):
-    "Columns of 0 and 1 from names joined by |"
-    return column.fillna('').astype(str).str.get_dummies('|').rename(columns=str.strip).astype(float)
+_JOINED = re.compile(r'[][,;/+&\t]')
 
-def _label_columns(sheet, separate):
+def _listed(column, predicted, source):
+    "Columns of 0 and 1 from names joined by |"
+    found = column.fillna('').astype(str).str.strip().str.replace(r'\s*\|\s*', '|', regex=True).str.get_dummies('|').astype(float)
+    wanted, joined = {canonical(n) for n in predicted}, [n for n in found if _JOINED.search(n)]
+    known = (wanted | {canonical(n) for n in found if n not in joined}) - {''}
+    for name in joined:
+        parts = [o.strip(' "\'') for o in _JOINED.split(name)]
+        parts = [o for o in parts if canonical(o)]
+        if canonical(name) in wanted or not any(canonical(o) in known for o in parts): continue
+        raise DataError(f'{source}: {column.name} is {name!r}, which is no finding: join several names by |, as in {"|".join(parts)!r}')
+    return found
+
+def _label_columns(sheet, separate, predicted):
     "finding -> column as it was read"
     lists = [c for c in sheet.values if plain_name(c) == 'findinglabels']
-    if lists: return dict(_listed(sheet.values[lists[0]]).items())
-    tagged = {_truth(c): sheet.values[c] for c in sheet.values if _truth(c)}
-    if tagged or not separate: return tagged
-    return dict(sheet.values.items())
+    if lists: return dict(_listed(sheet.values[lists[0]], predicted, sheet.source).items())
+    tagged = {}
+    for c in sheet.values:
+        if not _truth(c): continue
+        if _truth(c) in tagged:
+            raise DataError(f'{sheet.source}: {tagged[_truth(c)].name!r} and {c!r} both are labels of {_truth(c)!r}: rename or remove one')
+        tagged[_truth(c)] = sheet.values[c]
+    return tagged if tagged or not separate else dict(sheet.values.items())
+
+def _check_findings(names, source):
+    "Refuse findings in two spellings, and a name that tables have for the mean of all"
+    spelt = {}
+    for name in names:
+        other = spelt.setdefault(plain_name(name), name)
+        if other != name: raise DataError(f'{source}: {other!r} and {name!r} are one finding in two spellings: keep one')
+        if name == 'macro': raise DataError(f"{source}: 'macro' cannot be a finding, as tables call the mean of all so: rename it")
 
 def _targets(sheet, separate, predicted):
     "Labels [n, L] as they are, with -1; a value that is none is refused where the finding is predicted"
-    columns, found = _label_columns(sheet, separate), {}
+    columns, found = _label_columns(sheet, separate, predicted), {}
     wanted = {canonical(n) for n in predicted}
     for name, column in columns.items():
         value, bad = label_column(column)
@@ -128,6 +168,7 @@ def _targets(sheet, separate, predicted):
     if not found:
         more = '' if separate else ': give --labels FILE, or call the columns of labels y_FINDING'
         raise DataError(f'{sheet.source} has no column of labels (1, 0, -1 or blank){more}')
+    _check_findings([n for n in found if canonical(n) in wanted], sheet.source)
     return pd.DataFrame(found)
 
 # %% ../nbs/06i_predictions.ipynb #cf1543e4
@@ -153,16 +194,23 @@ def _without(tag, column):
     "A column's name without its tag"
     return (column.removeprefix(tag) if column.startswith(tag) else column.removesuffix(tag)).strip('_:./|-')
 
-def _by_tag(values, known, source):
+def _of_merge(column, values):
+    "Is `Edema_y`, beside `Edema_x`, a second model's score, as pandas names them in a merge?"
+    return column.endswith('_y') and column[:-1] + 'x' in values and label_column(values[column])[1].any()
+
+def _by_tag(values, known, source, separate):
     "tag -> finding -> column; the columns that stand for nothing; finding -> names that stood for it"
     groups, unused, stood = {}, [], {}
     for column in values:
-        if _truth(column): continue
+        merged = separate and _of_merge(column, values)
+        if _truth(column) and not merged:
+            if separate: unused.append(column)
+            continue
         tag, finding = _matched(column, known) or (None, None)
         if finding is None:
             unused.append(column)
             continue
-        group = groups.setdefault('' if plain_name(tag) in _NO_ARM else tag, {})
+        group = groups.setdefault('' if plain_name(tag) in _NO_ARM and not merged else tag, {})
         if finding in group:
             raise DataError(f'{source}: {group[finding]!r} and {column!r} both stand for {finding!r}: rename one, or say which with names')
         group[finding] = column
@@ -172,10 +220,10 @@ def _by_tag(values, known, source):
     for t in few_of: unused += groups.pop(t).values()
     return groups, unused, stood
 
-def _arms_of(sheet, name, known, order, alone):
+def _arms_of(sheet, name, known, order, alone, separate):
     "(arm, seed or None, scores [n, L] as they were read) of one sheet, what stands for nothing, and names that stood for findings"
     values = _in_order(sheet, order)
-    groups, unused, stood = _by_tag(values, known, sheet.source)
+    groups, unused, stood = _by_tag(values, known, sheet.source, separate)
     arms = []
     for tag, columns in groups.items():
         arm, seed = arm_and_seed(tag)
@@ -194,6 +242,8 @@ def _score_numbers(scores, films, source):
         refuse_value(lost, scores[name], films, name, source, 'a film without a score cannot be judged: predict it, or remove it')
     return out
 
+def _short(value): return repr(float(value)).removesuffix('.0')
+
 def _as_logits(x, names, films, source, logits):
     "Logits from probabilities or logits"
     outside = (x < 0) | (x > 1)
@@ -203,7 +253,7 @@ def _as_logits(x, names, films, source, logits):
         i, j = np.argwhere(outside)[0]
         why = 'the other findings are within 0 to 1' if not columns.all() else 'nothing is below 0, as logits would be'
         why = 'a probability is within 0 to 1' if logits is False else why
-        raise DataError(f'{source}: {names[j]} is {x[i, j]:g} for {films.iloc[i]}, and {why}: '
+        raise DataError(f'{source}: {names[j]} is {_short(x[i, j])} for {films.iloc[i]}, and {why}: '
                         'give probabilities, or logits of all findings (logits=True, --logits)')
     tiny, below_one = np.nextafter(0, 1), np.nextafter(1, 0)
     return logit(np.clip(x, tiny, below_one))
@@ -225,6 +275,7 @@ def _numbered(arms):
     "(arm, seed) -> sheet and scores: a seed that is not said is the next that is free; one that is there twice is refused"
     found = {}
     for arm, seed, *rest in arms:
+        arm = printable(arm)
         taken = {s for a, s in found if a == arm}
         if seed in taken: raise DataError(f'{arm} has seed {seed} twice: name the files apart (NAME=FILE)')
         found[arm, seed if seed is not None else next(i for i in range(len(arms)) if i not in taken)] = rest
@@ -241,18 +292,25 @@ def _shared_findings(arms, labels, notes):
     return use
 
 # %% ../nbs/06i_predictions.ipynb #28953a41
-def _years(age):
-    "Ages in years, from 58, '058Y' and '011M'"
-    if pd.api.types.is_numeric_dtype(age): return age.astype(float)
-    part = age.astype(str).str.extract(r'^\s*0*(\d+(?:\.\d+)?)\s*([YMWDymwd]?)')
-    return pd.to_numeric(part[0]) / part[1].str.upper().map({'M': 12., 'W': 52.18, 'D': 365.25}).fillna(1.)
+def _ages(told, notes):
+    "Ages in years from 58, '058Y' and '011M'; what is none is unknown, and said"
+    text = told.astype(object).where(told.notna(), '').astype(str).str.strip()
+    known, whole = text[~text.isin(BLANK)], text.where(text.str.fullmatch(r'-?\d+(?:\.\d+)?\s*[YMWDymwd]?'), '')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        age = years(told if pd.api.types.is_numeric_dtype(told) else whole).astype(float).round(4)
+    age = age.where(age.between(0, 110))
+    lost = known[age[known.index].isna()]
+    odd = few(map(repr, lost.unique()), 6)
+    if len(lost): notes.append(f'{len(lost):,} ages are no number of years from 0 to 110 ({odd}): they are unknown')
+    return age
 
-def _table(sheets, patients, y):
+def _table(sheets, patients, y, notes):
     "The films as a study's table has them"
     table = pd.DataFrame(dict(image=sheets[0].films.film.to_numpy(), patient=patients.to_numpy()))
     for role in ('study', 'view', 'sex', 'age'):
         told = people_of(sheets, role)
-        if told is not None: table[role] = _years(told) if role == 'age' else told.where(~told.isin(BLANK))
+        if told is not None: table[role] = _ages(told, notes) if role == 'age' else told.where(~told.isin(BLANK))
     table = table.join(y)
     table.attrs['labels'] = list(y)
     return table
@@ -294,7 +352,7 @@ def _checked_classes(y, notes):
     notes += [f'{l} has no AUC: {w}' for l, w in one.items()]
 
 # %% ../nbs/06i_predictions.ipynb #ec44c9af
-def _predicted(sheets, named, labels, names, order, notes):
+def _predicted(sheets, named, labels, names, order, notes, separate):
     "(arm, seed) -> sheet and scores as they were read; finding -> names that stood for it"
     known, arms, stands = _known_names(labels, names), [], {}
     columns = {c for s in sheets for c in s.values}
@@ -302,7 +360,7 @@ def _predicted(sheets, named, labels, names, order, notes):
         if any(plain_name(wanted) in plain_name(c) for c in columns): continue
         raise DataError(f'names says {wanted!r}, and no file has such a column; {did_you_mean(wanted, sorted(columns))}')
     for sheet, (name, seed, _) in zip(sheets, named):
-        found, unused, stood = _arms_of(sheet, name or 'model', known, order, len(named) == 1)
+        found, unused, stood = _arms_of(sheet, name or 'model', known, order, len(named) == 1, separate)
         arms += [(arm, seed if own is None else own, sheet, scores) for arm, own, scores in found]
         if unused: notes.append(f'not used of {sheet.source}: {few(unused, 6)}')
         if not found:
@@ -332,6 +390,7 @@ def read_predictions(
     n_splits:int=3, # folds by patient that are made where no file has a column for them; 1: one for all
     seed:int=42, # seed of those folds
     path='predictions', # folder that the study is said to be in
+    merge_patients:bool=False, # give patients whose ids differ in spelling only (`12` and `12.0`, `7` and `007`) one id?
     data:str='predictions', # what the films are; `phantom` or `simulated` is said in every heading
     verbose:bool=True, # print what was read, and which column stands for which finding?
 )->Study: # with one cell an arm, seed and fold; the first arm is its reference
@@ -346,10 +405,11 @@ def read_predictions(
     if left: notes.append(f'{left:,} films are left out: not every file has them')
     scored = sheets[separate:]
     y = _targets(sheets[0], separate, {*names.values(), *(n for s in scored for c in s.values for n in _ends(c))})
-    arms, stands = _predicted(scored, named, list(y), names, order, notes)
+    arms, stands = _predicted(scored, named, list(y), names, order, notes, separate)
     use = _shared_findings(arms, list(y), notes)
     if not use: raise DataError(f'no finding is predicted by every arm: {few(notes, 20)}')
-    table = _table(sheets, _patients(sheets, notes), _decided(y[use], uncertain, notes))
+    patients = _one_spelling(_patients(sheets, notes), merge_patients, notes)
+    table = _table(sheets, patients, _decided(y[use], uncertain, notes), notes)
     folds = _folds(sheets, table, n_splits, seed, notes)
     told = _told({l: stands[l] for l in use})
     config = _config(data, named, told, folds_hash(table, folds), n_splits, seed)

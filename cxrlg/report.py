@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .core import DataError, atomic_write, did_you_mean, runs_dir
+from .core import DataError, atomic_write, did_you_mean, for_spreadsheets, runs_dir
 from .figures import FIGURES, study_figures
 from .results import Study, as_study, read_file, read_study
 from .tables import best_arm, fit_calibration, summarise
@@ -386,7 +386,7 @@ def write_tables(
                 headline=_headline(tables, study), parameters=_records(_parameters(study)), environment=_records(_environment(study)))
     every = info | {k: _records(t) for k, t in tables.items()}
     scale = {a: t.set_index('label')[['temperature', 'bias']].to_dict('index') for a, t in tables['scale'].groupby('arm', sort=False)}
-    _write(folder.results, tables['arms'].to_csv(index=False, float_format='%.6f'))
+    _write(folder.results, for_spreadsheets(tables['arms']).to_csv(index=False, float_format='%.6f'))
     _write(folder.tables, json.dumps(every, indent=1, allow_nan=False))
     _write(folder.calibration, json.dumps(scale, indent=1, allow_nan=False))
 

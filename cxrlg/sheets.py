@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import DataError, check_known, few, film_key, first_line
+from .core import DataError, check_known, few, film_key, first_line, printable
 from .data import FILM_SUFFIXES
+from .label_files import refuse_cut_off
 
 # %% ../nbs/00d_sheets.ipynb #b451839f
 _ROLES = dict( # role of a column: names that it goes by, without blanks and marks
@@ -60,23 +61,38 @@ BLANK = ['', ' ', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '<NA
 
 def _source(table): return 'the table' if isinstance(table, pd.DataFrame) else str(table)
 
+def _refuse_twice(header, source):
+    "Refuse two columns of one name, blanks at its ends aside"
+    names = [str(c).strip() for c in header]
+    twice = [n for n in names if names.count(n) > 1]
+    if twice: raise DataError(f'{source}: the column {twice[0]!r} is there twice: remove or rename one')
+
+def _refuse_name(path):
+    "Refuse a file whose name no page and no terminal can show"
+    if printable(path) == ' '.join(str(path).split()): return
+    raise DataError(f'the name of {printable(path)} holds what is no text in UTF-8: rename it')
+
 def _csv(path, columns):
     "A CSV file, its roles of names as text"
     opened = gzip.open if path.suffix == '.gz' else open
     with opened(path, 'rt', encoding='utf-8-sig') as f: first = f.readline()
     how = dict(sep=max(',;\t', key=first.count), encoding='utf-8-sig', index_col=False)
     header = list(pd.read_csv(path, nrows=0, **how))
+    _refuse_twice(header, path)
     roles = _roles(header, {k: v for k, v in columns.items() if v in header}, path)
     text = {roles[r] for r in ('film', 'patient', 'study', 'arm') if r in roles}
     blank = {c: BLANK for c in header if c not in text}
     with warnings.catch_warnings():
         warnings.simplefilter('error', pd.errors.ParserWarning)
-        return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=blank, low_memory=False, **how)
+        frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=blank, low_memory=False, **how)
+    if len(frame) and (pd.isna(frame.iat[-1, -1]) or frame.iat[-1, -1] == ''): refuse_cut_off(path, len(header), how['sep'])
+    return frame
 
 def _read(table, columns):
     "A table, or one line that says why not"
     if isinstance(table, pd.DataFrame): return table.reset_index(drop=True)
     path = Path(table)
+    _refuse_name(path)
     if not path.is_file(): raise DataError(f'there is no file {path} (looked from {Path.cwd()}): correct the name')
     try: frame = pd.read_parquet(path) if path.suffix == '.parquet' else _csv(path, columns)
     except (OSError, ValueError, EOFError, zlib.error, pd.errors.ParserWarning) as e:
@@ -98,6 +114,13 @@ def number_column(column):
     value = value.fillna(text.str.lower().map(_WORDS).astype('Float64')).astype('float64')
     return value, (value.isna() & text.notna() & ~text.isin(BLANK)).to_numpy()
 
+def text_column(
+    column, # a column of names, such as the study or the view of each film
+): # what is said without blanks at its ends, whole numbers without `.0`; missing stays missing
+    "A column of names as text, however it was read"
+    said = {o: re.sub(r'^(\d+)\.0+$', r'\1', str(o).strip()) for o in column.dropna().unique()}
+    return column.astype(object).map(said).astype(object)
+
 def label_column(column):
     "A column of labels as float64, and which of its values are none"
     value, text = number_column(column)
@@ -117,10 +140,17 @@ def _long_column(frame, roles):
     names = [c for n in _FINDING for c in frame if plain_name(c) == n and c not in taken]
     return next((c for c in names if not pd.api.types.is_numeric_dtype(frame[c]) and number_column(frame[c])[1].any()), None)
 
-def _tags(frame, roles):
+def _tags(frame, roles, source):
     "What tells the rows of arms and seeds apart: `arm`, `seed1` or `arm_seed1`; empty without such columns"
-    arm, seed = ('' if r not in roles else frame[roles[r]].astype(str) for r in ('arm', 'seed'))
-    if 'seed' in roles: seed = 'seed' + seed
+    arm, seed = ('' if r not in roles else text_column(frame[roles[r]]) for r in ('arm', 'seed'))
+    for role, told in dict(arm=arm, seed=seed).items():
+        lost = np.flatnonzero(told.isna() | told.isin(BLANK)) if role in roles else []
+        if not len(lost): continue
+        raise DataError(f'{source}: {roles[role]} is blank in {len(lost):,} rows (row {few(lost)}): fill it in or remove them')
+    if 'seed' in roles:
+        odd = seed[~seed.str.fullmatch(r'\d+')].unique()
+        if len(odd): raise DataError(f'{source}: {roles["seed"]} is {odd[0]!r}: a seed is a whole number; call a column of names arm')
+        seed = 'seed' + seed
     return arm + '_' + seed if {'arm', 'seed'} <= set(roles) else arm if 'arm' in roles else seed
 
 def _spread(frame, film, key, values, source):
@@ -148,7 +178,7 @@ def _long_parts(frame, roles, finding, tag, scores, source):
 # %% ../nbs/00d_sheets.ipynb #6f6df64f
 def _wide(frame, roles, scores, source):
     "A row a film"
-    finding, tag, film = _long_column(frame, roles), _tags(frame, roles), roles['film']
+    finding, tag, film = _long_column(frame, roles), _tags(frame, roles, source), roles['film']
     if finding is None and not len(tag): return frame
     known = [roles[r] for r in ('film', 'patient', 'study', 'view', 'sex', 'age', 'fold') if r in roles]
     films = frame[known].drop_duplicates()
@@ -163,7 +193,7 @@ def _wide(frame, roles, scores, source):
 
 # %% ../nbs/00d_sheets.ipynb #00d5a002
 def _cut(ids):
-    "Film and finding of ids such as `film_Pleural_Thickening`; None where they are not every film with every finding"
+    "Film and finding of ids such as `film_Pleural_Thickening`; None where they are not (nearly) every film with every finding"
     cut = ids.str.rpartition('_')
     film, finding = cut[0], cut[2]
     while (film != '').all():
@@ -172,7 +202,9 @@ def _cut(ids):
         if not joined.any(): break
         film, finding = rest[0].where(joined, film), (rest[2] + '_' + finding).where(joined, finding)
     n, m = film.nunique(), finding.nunique()
-    every = n * m == len(ids) and not (film + '\0' + finding).duplicated().any()
+    lost = n * m - len(ids)
+    few_lost = not lost or (n * m >= 12 and lost <= max(1, n * m / 50))
+    every = few_lost and not (film + '\0' + finding).duplicated().any()
     words = finding.drop_duplicates().str.contains('[A-Za-z]').all()
     return (film, finding) if n > 1 and m > 1 and every and words and (film != '').all() else None
 
@@ -184,6 +216,7 @@ def _with_findings(frame, roles):
     return frame if cut is None else frame.assign(**{film: cut[0], 'finding': cut[1]})
 
 # %% ../nbs/00d_sheets.ipynb #8b2546f2
+_NAMES = ['study', 'view', 'sex'] # roles whose values are compared as text
 _PEOPLE = ['film', 'patient', 'study', 'view', 'sex', 'age', 'fold']
 
 @dataclass
@@ -204,11 +237,13 @@ class Sheet:
 def read_sheet(table, columns, scores):
     "A sheet from a table of scores, or of labels"
     source, frame = _source(table), _read(table, columns)
+    _refuse_twice(frame, source)
     frame = frame.set_axis([str(c).strip() for c in frame], axis=1)
     header = list(frame)
     roles = _roles(list(frame), {k: v for k, v in columns.items() if v in frame}, source)
     if {'score', 'target'} <= set(roles) and _long_column(frame, roles) is None:
         frame = frame.rename(columns={roles['score']: 'finding', roles['target']: 'y_finding'})
+    frame = frame.assign(**{roles[r]: text_column(frame[roles[r]]) for r in _NAMES if r in roles})
     frame = _wide(_with_findings(frame, roles), roles, scores, source)
     there = {r: roles[r] for r in _PEOPLE if r in roles and roles[r] in frame}
     films = pd.DataFrame({r: frame[c] for r, c in there.items()})
@@ -229,12 +264,27 @@ def spelled(films):
     endings = '|'.join(re.escape(s) for s in FILM_SUFFIXES)
     return names.str.replace(rf'(?:{endings})$', '', regex=True, case=False)
 
-def _without_folder(names):
-    "Names without the folder that all of them lie in"
-    shared = os.path.commonpath(names.tolist()) if len(names) > 1 and not names.str.startswith('/').any() else ''
-    return names.str.removeprefix(shared + '/') if shared and (names != shared).all() else names
+def _tops(names):
+    "How long the folders are that all names lie in, from the top: 0 first"
+    if names.str.startswith('/').nunique() > 1: return [0]
+    folder = os.path.commonpath(names.str.rpartition('/')[0].unique().tolist())
+    return [0, *(m.end() for m in re.finditer('/', folder.rstrip('/') + '/'))] if folder else [0]
 
-def _last_part(names): return names.str.replace(r'^.*/', '', regex=True)
+def _below_top(each): return [n.str[_tops(n)[-1]:] for n in each]
+
+def _common_ends(each):
+    "Names below those of their shared folders with which most films of all files agree"
+    tops, best = [_tops(n) for n in each], (0, [0] * len(each))
+    some = [n.iloc[::max(1, len(n) // 100)] for n in each]
+    for first in tops[0]:
+        known, hits, cuts = set(each[0].str[first:]), 0, [first]
+        for names, there in zip(some[1:], tops[1:]):
+            found = [names.str[n:].isin(known).sum() for n in there]
+            hits, cuts = hits + max(found), [*cuts, there[int(np.argmax(found))]]
+        best = max(best, (hits, cuts), key=lambda o: o[0])
+    return [n.str[cut:] for n, cut in zip(each, best[1])]
+
+def _last_parts(each): return [n.str.replace(r'^.*/', '', regex=True) for n in each]
 
 def _each_spelled(names):
     "As `spelled` for several columns, a name that is in all of them once"
@@ -251,8 +301,8 @@ def key_films(sheets):
         if not len(twice): continue
         raise DataError(f'{sheet.source}: {len(twice):,} films are there more than once ({few(twice)}): keep one row of each')
     best = -1
-    for how in (lambda n: n, _without_folder, _last_part):
-        keys = [how(n) for n in spellings]
+    for how in (list, _below_top, _common_ends, _last_parts):
+        keys = how(spellings)
         if any(k.duplicated().any() for k in keys): continue
         shared = len(set.intersection(*(set(k.tolist()) for k in keys)))
         if shared <= best: continue
@@ -261,13 +311,20 @@ def key_films(sheets):
         if all(len(k) == shared for k in keys): return
 
 # %% ../nbs/00d_sheets.ipynb #b2863000
+def _why_none(sheets):
+    "What may keep the films of all files apart"
+    whole = [s.key.str.replace(r'^(\d+)\.0+$', r'\1', regex=True) for s in sheets]
+    if not set.intersection(*(set(w) for w in whole)): return 'are their names spelled alike?'
+    odd = next(s for s, w in zip(sheets, whole) if (s.key != w).any())
+    return f'those of {odd.source} have become decimal numbers, as in a merge or beside blanks: write them as text, without .0'
+
 def same_films(sheets, only_shared):
     "The sheets with the same films in the same order, and how many were left out of any"
     keys = [set(s.key.tolist()) for s in sheets]
     every, shared = set.union(*keys), set.intersection(*keys)
     if not shared:
         names = '; '.join(f'{s.source} has {few(s.films.film, 2)}' for s in sheets)
-        raise DataError(f'no film is in all files: {names}: are their names spelled alike?')
+        raise DataError(f'no film is in all files: {names}: {_why_none(sheets)}')
     for s, own in zip(sheets, keys):
         lost = sorted(every - own)
         if not lost or only_shared: continue

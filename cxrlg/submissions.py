@@ -52,12 +52,13 @@ def read_sample(
     return ids.tolist(), header, names, id
 
 # %% ../nbs/08aa_submissions.ipynb #a5384190
-def _by_id(files):
-    "id -> file, an id being the key of a file's name with and without its ending; and the ids that two films share"
+def _by_id(files, depths=(1,)):
+    "id -> file, an id being the last parts of a file's path with and without its ending; and the ids that two films share"
     ids, twice = {}, set()
     for f in files:
-        name = film_key(os.path.basename(f))
-        for i in {name, Path(name).stem}:
+        parts = film_key(os.path.abspath(f)).split('/')
+        names = ['/'.join(parts[-n:]) for n in depths]
+        for i in {*names, *(os.path.splitext(name)[0] for name in names)}:
             if os.path.realpath(ids.setdefault(i, f)) != os.path.realpath(f): twice.add(i)
     return ids, twice
 
@@ -67,8 +68,8 @@ def films_of(
     template, # who asks, for messages
 ) -> list: # a file an id
     "The film of each id"
-    found, twice = _by_id(files)
     keys = [film_key(i) for i in ids]
+    found, twice = _by_id(files, {1 + k.count('/') for k in keys})
     lost, both = [i for i, k in zip(ids, keys) if k not in found], [i for i, k in zip(ids, keys) if k in twice]
     if lost:
         raise DataError(f'{len(lost):,} of the {len(ids):,} ids of {template} have no film: {few(lost)}; give all folders of films')

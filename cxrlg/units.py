@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from .core import DataError, check_known, clip_logit, few
 from .results import Study
-from .sheets import Sheet, key_films, read_sheet
+from .sheets import Sheet, key_films, read_sheet, text_column
 
 # %% ../nbs/06ia_units.ipynb #06ea0006
 UNITS = ('film', 'study', 'patient')
@@ -25,8 +25,9 @@ def _of_views(films, views):
     "Rows of the films of some views; all where none is named"
     if not views: return np.arange(len(films))
     if 'view' not in films: raise DataError(f'views {few(views)} are asked for, and nothing says the view of a film: add a column view')
-    check_known(views, films.view.dropna().unique(), 'view')
-    return np.flatnonzero(films.view.isin(views))
+    there, asked = text_column(films.view), [str(v).strip() for v in views]
+    check_known(asked, there.dropna().unique(), 'view')
+    return np.flatnonzero(there.isin(asked))
 
 def _names_of(films, unit):
     "The unit of each film, under one name in one patient only"
@@ -34,7 +35,7 @@ def _names_of(films, unit):
     if unit not in films: raise DataError(f'unit={unit!r}: nothing says the {unit} of a film: add a column {unit}')
     lost = films.image[films[unit].isna()]
     if len(lost): raise DataError(f'unit={unit!r}: {len(lost):,} films have no {unit} ({few(lost)}): fill it in')
-    name, patient = films[unit].astype(str), films.patient.astype(str)
+    name, patient = text_column(films[unit]), films.patient.astype(str)
     shared = patient.groupby(name).nunique().max() > 1
     return patient + '/' + name if shared else name
 
@@ -80,10 +81,10 @@ def units_of(
     rows = _of_views(films, views)
     used = films.iloc[rows].reset_index(drop=True)
     codes, names = pd.factorize(_names_of(used, unit))
-    view = used.view.fillna('unknown') if 'view' in used else pd.Series('unknown', used.index)
+    view = text_column(used.view).fillna('unknown') if 'view' in used else pd.Series('unknown', used.index)
     n_views, in_view = view.groupby(codes).transform('nunique'), view.groupby([codes, view]).transform('size')
     cases = used.groupby(codes).first().assign(image=names, n_films=np.bincount(codes, minlength=len(names)))
-    if 'view' in cases: cases['view'] = cases.view.mask(used.view.groupby(codes).nunique() > 1, 'several')
+    if 'view' in cases: cases['view'] = cases.view.mask(text_column(used.view).groupby(codes).nunique() > 1, 'several')
     return Units(cases[films.columns.tolist() + ['n_films']].reset_index(drop=True), rows, codes, (1 / (n_views * in_view)).to_numpy())
 
 # %% ../nbs/06ia_units.ipynb #06ea10b1

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from .calibration import calibration, calibration_line, fit_platt, operating_points, rescaled
 from .config import TrainConfig
 from .controls import confirm
-from .core import DataError, atomic_write, check_known, clip_logit, few, for_spreadsheets, read_yaml, write_json
+from .core import DataError, atomic_write, check_known, clip_logit, few, for_spreadsheets, patient_key, read_yaml, write_json
+from .corrections import CORRECTIONS
 from .data import audit, read_table
 from .eval import (at_an_end, bootstrap, ensemble, label_statistics, no_auc, patient_codes, percentile_interval, scores,
                         single_patient, tta)
@@ -104,9 +105,12 @@ SAME_IDS = ('drop', 'keep')
 
 def _other_people(table, patients, shared_ids):
     "The table without the study's patients, or with ids of their own, and what to say"
-    seen = table.patient.isin(set(patients))
+    known, mine = {patient_key(p) for p in patients.unique()}, {p: patient_key(p) for p in table.patient.unique()}
+    seen = table.patient.map(mine).isin(known)
     if not seen.any(): return table, []
     ids, n = table.patient[seen].unique(), f'{table.patient[seen].nunique():,} ids of patients are in the study too'
+    otherwise = len({*ids} - {*patients})
+    n += f', {otherwise:,} of them in another spelling' * (otherwise > 0)
     if shared_ids not in SAME_IDS:
         raise DataError(f'{n} ({few(sorted(ids))}): say with shared_ids (--shared_ids) whether they are the same people, whose films are '
                         'left out (drop), or other people under the same ids (keep)')
@@ -259,6 +263,8 @@ def couplings_there(
     return confirm(out, y, sets.logits, who, arms=list(corrections), judged=judged, n_boot=n_boot, seed=seed, metrics=('auc', 'log_loss'))
 
 # %% ../nbs/08c_validate.ipynb #08c00038
+def _inputs(*given): return [p for p in given if isinstance(p, (str, Path)) and str(p)]
+
 def _read_there(data, root, labels, names, options, uncertain, verbose):
     "The other set's table; a CSV's findings are found by their names unless they are named"
     if data == 'csv' and 'labels' not in options:
@@ -411,7 +417,8 @@ def validate(
     verbose:bool=True, # print what was read, and show progress bars?
 )->Path: # `report.html`
     "A trained study on another labelled set"
-    with whole_folder(out, overwrite) as folder:
+    check_known(corrections, CORRECTIONS, 'correction')
+    with whole_folder(out, overwrite, _inputs(study_dir, data_dir, names, own_films)) as folder:
         names, predictor = _read_map(names), Predictor(study_dir, arm, raw=True, verbose=False)
         study = _arm_alone(read_study(study_dir), predictor.arm)
         table = _read_there(data, data_dir, study.labels, names, options or {}, uncertain, verbose)

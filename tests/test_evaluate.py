@@ -1,6 +1,7 @@
 """The command that judges predictions: a whole folder or none, one line for what is wrong, texts of a report without training."""
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -146,3 +147,36 @@ def test_stopped_on_the_way(command, here, tmp_path):
     process.terminate()
     err = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and err.split()[-3:] == ['was', 'not', 'written'] and list(tmp_path.iterdir()) == []
+
+
+def test_only_what_an_evaluation_wrote_is_replaced(here, tmp_path):
+    out = tmp_path/'out'
+    judge(here, out)
+    there = sorted(p.relative_to(out).as_posix() for p in out.rglob('*') if p.is_file())
+    assert read_json(StudyFolder(out).evaluation)['written'] == there
+    (out/'figures'/'mine.txt').write_text('x')
+    with pytest.raises(DataError, match='holds 1 files that no evaluation wrote .figures/mine.txt.'): judge(here, out, overwrite=True)
+    (out/'figures'/'mine.txt').unlink()
+    inside = shutil.copy(here/'old.csv', out/'old.csv')
+    with pytest.raises(DataError, match='old.csv lies in .*which would be replaced'):
+        evaluate_predictions({'old': [inside]}, here/'labels.csv', out, n_boot=20, verbose=False, overwrite=True)
+    assert (out/'old.csv').exists() and (out/'report.html').exists()
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='links')
+def test_a_link_stays_a_link(here, tmp_path):
+    (tmp_path/'real').mkdir()
+    for name in ('real', 'made'):
+        (tmp_path/f'to_{name}').symlink_to(tmp_path/name)
+        assert judge(here, tmp_path/f'to_{name}', 'old').is_file()
+        assert (tmp_path/f'to_{name}').is_symlink() and (tmp_path/name/'report.html').is_file()
+
+
+def test_a_margin_is_above_zero(here, tmp_path):
+    for margin in (-1, 0, float('nan')):
+        with pytest.raises(DataError, match=f'margin={margin} must be above 0'): judge(here, tmp_path/'out', 'old', margin=margin)
+
+
+def test_an_arm_that_looks_like_a_formula(here, tmp_path):
+    evaluate_predictions({'=cmd()': here/'old.csv'}, here/'labels.csv', tmp_path/'out', n_boot=20, verbose=False)
+    assert pd.read_csv(StudyFolder(tmp_path/'out').results).arm.tolist() == ["'=cmd()"]

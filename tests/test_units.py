@@ -129,3 +129,21 @@ def test_views_are_kept_in_order_and_counted(films):
     kept = keep_views(table, ['PA', 'AP'])
     assert kept.image.tolist() == table.image[table.view.isin(['PA', 'AP'])].tolist() and kept.index.tolist() == list(range(len(kept)))
     assert kept.attrs == dict(labels=['Edema'], left_out=2, other_views=len(table) - len(kept)) and keep_views(table, []) is table
+
+
+def test_spellings_of_a_study_or_a_view_make_no_other_one():
+    table = pd.DataFrame(dict(image=list('abcd'), patient=['p'] * 4, study=['s1', 's1 ', ' s1', 's1'], view=['PA', 'PA ', 'L', 'PA']))
+    clean = table.assign(study='s1', view=table['view'].str.strip())
+    p = np.arange(4.)[:, None]
+    assert units_of(table).mean(p) == pytest.approx(units_of(clean).mean(p)) and len(units_of(table).films) == 1
+    numbers = table.assign(study=[1, 1.0, '1', '1.0'], view=[1, 2, 1, None])
+    assert len(units_of(numbers).films) == 1 and units_of(numbers, 'patient', ['1']).films.n_films.tolist() == [2]
+    assert units_of(numbers, 'patient', [2]).films.n_films.tolist() == [1]
+    for unknown in (None, np.nan): assert len(units_of(table.assign(view=unknown)).films) == 1
+
+
+def test_a_list_of_films_with_blanks_in_it():
+    table = pd.DataFrame(dict(file=['x/a.png', 'x/b.png', 'x/c.png'], A=[.2, .4, .9]))
+    listed = pd.DataFrame(dict(film=list('abc'), patient='1', study=['s', 's ', 's'], view=['PA', 'PA ', 'L']))
+    cases = case_table(table, ['A'], listed)
+    assert cases.case.tolist() == ['s'] and cases.A[0] == pytest.approx(.6)

@@ -15,6 +15,7 @@ from cxrlg.phantom import make_phantom
 from cxrlg.predict import Predictor
 from cxrlg.splits import make_folds
 from cxrlg.train import oof_frame
+from cxrlg.validate import _other_people as other_people
 from cxrlg.validate import match_findings, shared_targets, twin_films, validate
 from small_studies import one_thread
 
@@ -194,3 +195,17 @@ def test_what_is_not_judged_is_named_at_once(study, away, tmp_path, capsys):
     lacking, mapped = line.removeprefix('not judged: ').split('; ')
     assert lacking.endswith('(not in the other set)') and 'Atelectasis' in lacking and line in html
     assert mapped == 'Fracture (the mapping leaves it out)'
+
+
+def test_a_patient_of_the_study_in_another_spelling_is_its_patient():
+    there = pd.DataFrame(dict(patient=['P00', 'P01', 'q', '7.0', '007']))
+    study = pd.Series(['p00', 'p01', '7'])
+    says = '4 ids of patients are in the study too, 4 of them in another spelling'
+    with pytest.raises(DataError, match=says): other_people(there, study, '')
+    assert other_people(there, study, 'drop')[0].patient.tolist() == ['q']
+    assert other_people(there, study, 'keep')[0].patient.tolist() == ['P00 (there)', 'P01 (there)', 'q', '7.0 (there)', '007 (there)']
+
+
+def test_a_correction_that_is_none_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(DataError, match="no correction 'zz'"):
+        validate(tmp_path/'no', 'csv', tmp_path, out=tmp_path/'out', corrections=('zz',))
