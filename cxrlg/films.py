@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .core import DISK_FULL, DataError, atomic_write, file_lock, n_cpus, write_json
-from .dicom import read_dicom
+from .dicom import is_dicom, read_dicom
 from .pictures import MAX_PIXELS, read_picture
 
 # %% ../nbs/00b_films.ipynb #164c6941
@@ -70,7 +70,7 @@ def _decode(path, size):
         head = f.read(132)
         f.seek(0)
         if not head: raise ValueError('is empty: copy or download it again')
-        if head[128:] == b'DICM': return read_dicom(f)
+        if is_dicom(head): return read_dicom(f)
         if not head.startswith((b'\x89PNG', b'\xff\xd8')):
             raise ValueError('is not a PNG, JPEG or DICOM film: replace it or remove its row')
         return read_picture(f.read(), size)

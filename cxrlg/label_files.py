@@ -96,11 +96,6 @@ def _refuse_no_text(path):
     for magic, what in _NO_TEXT.items():
         if start.startswith(magic): raise DataError(f'{path} {what}')
 
-def _above(path):
-    "Advice where the file lies one folder above the one it was looked for in"
-    above = path.parent.parent / path.name
-    return f'; there is one in {above.parent}: give its full path, csv: {above}' if above.is_file() else ''
-
 def refuse_cut_off(
     path, # a CSV file
     width:int, # cells of its header
@@ -170,6 +165,11 @@ def data_folder(
     "The folder that is meant"
     try: return Path(root).expanduser()
     except (RuntimeError, TypeError): raise DataError(f'the folder {root} cannot be found: give its whole path') from None
+
+def _above(path):
+    "Advice where the file lies one folder above the one it was looked for in"
+    above = path.parent.parent / path.name
+    return f'; there is one in {above.parent}: give its full path, csv: {above}' if above.is_file() else ''
 
 # %% ../nbs/00d_label_files.ipynb #00d0000e
 def years(

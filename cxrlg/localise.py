@@ -23,6 +23,7 @@ from scipy.ndimage import gaussian_filter
 from .checks import check_interval
 from .core import DataError, atomic_write, did_you_mean, few, film_key, first_line, for_spreadsheets, run_command, walk_files
 from .data import FILM_SUFFIXES, read_table
+from .dicom import is_dicom
 from .eval import at_an_end, percentile_interval
 from .films import PixelCache
 from .maps import plot_map
@@ -341,13 +342,13 @@ def _folder_table(predictor, dataset, root, boxes):
     config = json.loads(FoldFolder(next(iter(predictor.folders.values()))).config.read_text(encoding='utf-8'))
     dataset, options = dataset or config.get('data'), {}
     if dataset in ('films', 'phantom', None): return _films_alone(predictor.path, root, boxes)
-    if dataset == config['data']: options = {k: v for k, v in config.get('data_args', {}).items() if k not in ('mode', 'n_jobs')}
+    if dataset == config['data']: options = {k: v for k, v in config.get('data_args', {}).items() if k not in ('mode', 'n_jobs', 'findings')}
     elif dataset == 'csv': options = dict(labels=predictor.labels)
     return read_table(dataset, root, **options)
 
 def _film_size(path):
     "Width and height of a film in pixels, as it is shown"
-    with open(path, 'rb') as f: dicom = f.read(132)[128:] == b'DICM'
+    with open(path, 'rb') as f: dicom = is_dicom(f.read(132))
     if dicom:
         import pydicom
         ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=['Rows', 'Columns'])

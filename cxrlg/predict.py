@@ -34,6 +34,7 @@ from .calibration import calibrated
 from .core import (DataError, atomic_write, clip_logit, did_you_mean, few, first_line, for_spreadsheets, on_disk, printable,
                         run_command, stop, walk_files)
 from .data import FILM_SUFFIXES
+from .dicom import is_dicom
 from .ensembles import open_ensemble
 from .eval import ensemble, tta
 from .films import fit_film, read_film
@@ -48,7 +49,7 @@ def _begins_like_film(path):
     try:
         with open(path, 'rb') as f: head = f.read(132)
     except OSError: return False
-    return head[128:] == b'DICM' or head.startswith((b'\x89PNG', b'\xff\xd8'))
+    return is_dicom(head) or head.startswith((b'\x89PNG', b'\xff\xd8'))
 
 def _is_film(path):
     "Is a file of a folder meant? Its name ends as a film's does, or has no ending (IM000001, 1.2.840.1) and its content is one"
@@ -297,7 +298,7 @@ def export(self:Predictor,
     path='model.onnx', # file to write; `model_card.md` is written beside it
     flip:bool=True, # average with the mirror image?
 ) -> Path: # the file
-    "The ensemble as one file, by `export_onnx` of the room that builds on this one"
+    "The ensemble as one file with a card beside it: a short form of `export_onnx`"
     if format != 'onnx': raise DataError(f'format={format!r}: there is onnx')
     return import_module('cxrlg.export').export_onnx(self, path, flip)
 

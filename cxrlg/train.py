@@ -27,11 +27,12 @@ from .batches import fold_dls
 from .callbacks import EMA, Checkpoint, History
 from .config import TrainConfig, check_names
 from .core import DataError, check_known, file_lock, labels_of, new_file, read_json, repo_root, runs_dir, write_json, writing
-from .data import audit, read_table
+from .data import audit, read_table, reader_options
 from .eval import macro_auc, tta
 from .features import FeatureCache, FrozenHead, feature_dls, pixels_hash
 from .films import PixelCache
 from .graph import LabelGraph
+from .label_files import data_folder
 from .label_values import decide_uncertain
 from .learner import determinism, enough_memory, fit_fold, make_learner, make_model, positive_share, resolve_amp, train_device
 from .model import CXRNet, predict_logits, save_model
@@ -46,7 +47,7 @@ def data_root(
 ) -> Path: # a relative folder starts at the repository's root
     "The folder of the films"
     if not cfg.data_dir: raise DataError(f'data_dir is missing: data={cfg.data!r} needs the folder of its films')
-    root = Path(cfg.data_dir).expanduser()
+    root = data_folder(cfg.data_dir)
     return root if root.is_absolute() else repo_root()/root
 
 def _phantom(cfg, args):
@@ -68,7 +69,7 @@ def _read_data(cfg):
         return kept, pixels[table.image.isin(kept.image).to_numpy()]
     root = data_root(cfg)
     cache = {k: v for k, v in args.items() if k in ('mode', 'n_jobs')}
-    options = {k: v for k, v in args.items() if k not in cache}
+    options = reader_options(cfg.data, {k: v for k, v in args.items() if k not in cache})
     table = keep_views(read_table(cfg.data, root, uncertain=cfg.uncertain, definite=cfg.definite, **options), cfg.views)
     return table, PixelCache(table, root, cfg.size, cache_dir=runs_dir(cfg.out_dir)/'cache', **cache)
 

@@ -23,13 +23,14 @@ from .config import TrainConfig
 from .controls import confirm
 from .core import DataError, atomic_write, check_known, clip_logit, few, for_spreadsheets, patient_key, read_yaml, write_json
 from .corrections import CORRECTIONS
-from .data import audit, read_table
+from .data import audit, read_table, reader_options
 from .eval import (at_an_end, bootstrap, ensemble, label_statistics, no_auc, patient_codes, percentile_interval, scores,
                         single_patient, tta)
 from .evaluate import whole_folder
 from .figures import Drawing, as_png, plot_intervals
 from .films import PixelCache
 from .kept import oof_outputs
+from .label_files import data_folder
 from .maps import batch_size
 from .model import predict_logits
 from .predict import Predictor
@@ -267,8 +268,9 @@ def _inputs(*given): return [p for p in given if isinstance(p, (str, Path)) and 
 
 def _read_there(data, root, labels, names, options, uncertain, verbose):
     "The other set's table; a CSV's findings are found by their names unless they are named"
+    options, root = reader_options(data, options), data_folder(root)
     if data == 'csv' and 'labels' not in options:
-        path = Path(root).expanduser() / options.get('csv', 'labels.csv')
+        path = root / (options.get('csv') or 'labels.csv')
         options = options | dict(labels=_found_columns(labels, path, names))
         if not options['labels']:
             raise DataError(f'{path} has no column that stands for a finding of the study ({few(labels, 20)}): say with a mapping which do')
