@@ -16,7 +16,8 @@ from .core import DataError, clip_logit
 def _check(probs, *shares):
     "Probabilities as floats; scores that are none, and shares beyond 0 and 1, are refused"
     p = numbers(probs, 'probabilities').astype(float)
-    if not ((p >= 0) & (p <= 1)).all(): raise DataError('probabilities in [0, 1] are needed, without NaN: put logits through the sigmoid first')
+    if not ((p >= 0) & (p <= 1)).all():
+        raise DataError('probabilities in [0, 1] are needed, without NaN: put logits through the sigmoid first')
     for share in shares:
         share = np.asarray(share, float)
         if ((share < 0) | (share > 1)).any(): raise DataError(f'shares of positives of {share.tolist()}: each lies between 0 and 1')

@@ -122,5 +122,6 @@ def test_arguments_that_cannot_be_used(films):
              'level=95': dict(level=95), 'sensitivity=90': dict(sensitivity=90), 'average the seeds first': dict(probs=np.stack([p, p]))}
     for text, change in cases.items():
         with pytest.raises(DataError, match=text): group_gaps(**dict(targets=y, probs=p, patients=patients, groups=groups) | change)
-    for text, change in {'average the seeds': dict(probs=np.stack([p, p])), 'n_boot=1:': dict(n_boot=1), 'level=95': dict(level=95)}.items():
+    cases = {'average the seeds': dict(probs=np.stack([p, p])), 'n_boot=1:': dict(n_boot=1), 'level=95': dict(level=95)}
+    for text, change in cases.items():
         with pytest.raises(DataError, match=text): decision_curves(**dict(targets=y, probs=p, patients=patients) | change)

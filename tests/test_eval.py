@@ -417,7 +417,8 @@ def test_losses_need_probabilities():
 
 
 @pytest.mark.parametrize('change,text', [
-    (dict(level=95), 'level=95: give a share'), (dict(level=0), 'level=0: give a share'), (dict(n_boot=-1), 'n_boot=-1: give a whole number'),
+    (dict(level=95), 'level=95: give a share'), (dict(level=0), 'level=0: give a share'),
+    (dict(n_boot=-1), 'n_boot=-1: give a whole number'),
     (dict(n_boot=2.5), 'n_boot=2.5: give a whole number'), (dict(n_boot=1), 'n_boot=1: one replicate has no spread'),
     (dict(patients='column'), r'patients have shape \(\d+, 1\)'), (dict(folds='column'), r'folds have shape \(\d+, 1\)')])
 def test_arguments_of_intervals_that_cannot_be_used(change, text):

@@ -845,7 +845,8 @@ def test_pipes_links_and_folders(predictor, pngs, tmp_path):
     (tmp_path/'a.png').write_bytes(Path(pngs[0]).read_bytes())
     assert find_films(tmp_path) == [str(tmp_path/'a.png'), str(tmp_path/'gone.png')]
     t = predictor([tmp_path, tmp_path/'gone.png', tmp_path/'x.png', tmp_path/'a.png'])
-    for error, say in zip(t.error, ('is a folder: name a film in it', 'is a link to lost.png, which is not there', 'is a device or a pipe', '')):
+    reasons = ('is a folder: name a film in it', 'is a link to lost.png, which is not there', 'is a device or a pipe', '')
+    for error, say in zip(t.error, reasons):
         assert say in error and bool(say) == bool(error)
 
 
@@ -857,7 +858,8 @@ def test_an_output_that_is_a_pipe(study, pngs, tmp_path, capsys):
 
 def test_arguments_of_the_predictor_that_cannot_be_used(study, predictor):
     film = np.zeros((8, 8), np.uint8)
-    for call, say in ((lambda: Predictor(None), 'None is no folder of a study'), (lambda: Predictor(study, device='nope'), 'device=nope cannot be used'),
+    for call, say in ((lambda: Predictor(None), 'None is no folder of a study'),
+                      (lambda: Predictor(study, device='nope'), 'device=nope cannot be used'),
                       (lambda: predictor.submission(film), 'give paths of files, not arrays'), (lambda: predictor(film, bs=2.5), 'bs=2.5')):
         with pytest.raises(DataError, match=say) as e: call()
         assert '\n' not in str(e.value)
