@@ -51,7 +51,7 @@ def _first_of(names, *groups):
 
 def _box_columns(raw, path):
     "Six columns of text: image, finding and four numbers; and do these name two corners, in place of a corner and the size?"
-    if ''.join(raw.columns[2:3]).strip().lower().startswith('bbox'): return raw.iloc[:, :6], False # NIH's header has names for three of them
+    if ''.join(raw.columns[2:3]).strip().lower().startswith('bbox'): return raw.iloc[:, :6], False # NIH names three of the six
     names = {re.sub(r'[\W_]', '', c).lower(): c for c in raw}
     about = [_first_of(names, *((n,) for n in known)) for known in (_IMAGE, _FINDING)]
     corners, size = _first_of(names, *_CORNERS), _first_of(names, *_SIZES)
@@ -75,7 +75,8 @@ def read_boxes(
     try: given = pd.read_csv(path, index_col=False, encoding='utf-8-sig', dtype=str, keep_default_na=False)
     except (OSError, ValueError) as e:
         raise DataError(f'{path} cannot be read as a list of boxes ({" ".join(str(e).split())[:120]}): give BBox_List_2017.csv') from e
-    if len(given.columns) == 1 and ';' in given.columns[0]: raise DataError(f'{path} is not separated by commas: save it as comma-separated CSV')
+    if len(given.columns) == 1 and ';' in given.columns[0]:
+        raise DataError(f'{path} is not separated by commas: save it as comma-separated CSV')
     raw, corners = _box_columns(given, path)
     boxes = _boxes_of(raw, corners)
     if side != 1 and len(boxes) and (boxes[_SIDES] <= 1).all(axis=None) and (boxes[_SIDES] % 1).any(axis=None):
