@@ -343,7 +343,8 @@ def _folder_table(predictor, dataset, root, boxes):
     config = json.loads(FoldFolder(next(iter(predictor.folders.values()))).config.read_text(encoding='utf-8'))
     dataset, options = dataset or config.get('data'), {}
     if dataset in ('films', 'phantom', None): return _films_alone(predictor.path, root, boxes)
-    if dataset == config['data']: options = {k: v for k, v in config.get('data_args', {}).items() if k not in ('mode', 'n_jobs', 'findings')}
+    no_option = 'mode', 'n_jobs', 'findings'
+    if dataset == config['data']: options = {k: v for k, v in config.get('data_args', {}).items() if k not in no_option}
     elif dataset == 'csv': options = dict(labels=predictor.labels)
     return read_table(dataset, root, **options)
 
