@@ -191,7 +191,7 @@ def test_fifty_steps_equal_a_plain_loop(accum):
         (dict(rotate=10**400), 'a number, at least 0'),
         (dict(fold_seed=2**40), 'below 2\\*\\*32'),
         (dict(ema=1.0), 'a decay'),
-        (dict(data='nih', data_dir='no/such'), 'no/such'),
+        (dict(data='nih', data_dir='no/such', data_args={}), 'no/such'),
         (dict(data='nhi', data_dir='x'), 'nih'),
         (dict(arch='test_resnt'), 'test_resnet'),
         (dict(weights='no.safetensors'), 'there is no file'),
