@@ -394,6 +394,7 @@ def check_groups(
     "Refuse groups that are no table, or of other films"
     if not isinstance(groups, pd.DataFrame):
         raise DataError(f'groups are a {type(groups).__name__}: give a table with a column a variable, such as pd.DataFrame(dict(sex=...))')
+    if not len(groups.columns): return # no variable is known
     if len(groups) != n: raise DataError(f'groups have {len(groups)} rows for {n} films: give a row a film')
     same_order(targets, groups, 'groups')
 

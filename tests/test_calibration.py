@@ -228,3 +228,8 @@ def test_subgroups_average_the_seeds():
     groups = pd.DataFrame(dict(sex=np.where(pat % 2, 'F', 'M')))
     a, b, both = (subgroups(y, s, pat, groups, n_boot=20).auc for s in (z, z.round(), np.stack([z, z.round()])))
     assert np.allclose(both, (a + b) / 2) and both.notna().all()
+
+
+def test_films_of_which_no_variable_is_known_are_in_no_group():
+    y, p = np.tile([[0.], [1.]], (40, 1)), np.linspace(0, 1, 80)[:, None]
+    assert len(subgroups(y, p, np.arange(80), pd.DataFrame(), n_boot=5)) == 0
