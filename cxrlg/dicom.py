@@ -272,7 +272,10 @@ def _stored_bits(a, ds):
     ends = [o for o in (_integer(ds, 'PixelPaddingValue'), _integer(ds, 'PixelPaddingRangeLimit')) if o is not None]
     pad = np.isin(a, np.array(ends, 'int64').astype(a.dtype)) & (above > 0)
     undeclared = above & ~raw.dtype.type(_overlay_bits(ds) >> drop >> bits)
-    if (pad | (undeclared == 0) | (kept == a >> drop)).all(): return np.where(pad, a, kept)
+    marks = np.unique(undeclared[~pad & (undeclared > 0)])
+    few = ((undeclared > 0) & ~pad).mean() < .1 # marks are few and the same wherever they are; values that need more bits are not
+    planes = few and len(marks) == 1 and marks[0] != 1
+    if planes or (pad | (undeclared == 0) | (kept == a >> drop)).all(): return np.where(pad, a, kept)
     raise ValueError(f'is DICOM whose values need more than the {bits} bits of its header (BitsStored): ask for the original file')
 
 # %% ../nbs/00ab_dicom.ipynb #4f7a6d11

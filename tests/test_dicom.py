@@ -443,7 +443,7 @@ def test_bits_of_an_overlay_are_no_picture():
     a, overlay = film(), np.zeros((64, 64))
     overlay[20:30, 20:30] = 1
     path = dicom(Path(FOLDER.name) / 'o.dcm', a + overlay * 2**14)
-    with pytest.raises(DataError, match='need more than the 12 bits'): read_film(path, 64)
+    assert np.array_equal(read_film(path, 64), shown(a)) # few, and the same wherever they are
     ds = pydicom.dcmread(path)
     ds.add_new((0x6002, 0x0102), 'US', 14)
     ds.save_as(path)
