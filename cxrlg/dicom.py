@@ -259,6 +259,11 @@ def _signed(a, unused):
     "Values whose highest stored bit is their sign, where they have one"
     return a << unused >> unused if unused > 0 and a.dtype.kind == 'i' else a
 
+def _are_marks(bits):
+    "Are bits that no tag declares a plane of marks? These are few and alike; values that need more bits are many, or differ"
+    said = np.unique(bits[bits > 0])
+    return (bits > 0).mean() < .1 and len(said) == 1 and said[0] != 1
+
 def _stored_bits(a, ds):
     "Values without the bits that do not belong to them"
     if a.dtype.kind not in 'iu': return a
@@ -271,11 +276,9 @@ def _stored_bits(a, ds):
     kept = _signed(((raw >> drop) - (above << bits)).view(a.dtype), width - bits)
     ends = [o for o in (_integer(ds, 'PixelPaddingValue'), _integer(ds, 'PixelPaddingRangeLimit')) if o is not None]
     pad = np.isin(a, np.array(ends, 'int64').astype(a.dtype)) & (above > 0)
-    undeclared = above & ~raw.dtype.type(_overlay_bits(ds) >> drop >> bits)
-    marks = np.unique(undeclared[~pad & (undeclared > 0)])
-    few = ((undeclared > 0) & ~pad).mean() < .1 # marks are few and the same wherever they are; values that need more bits are not
-    planes = few and len(marks) == 1 and marks[0] != 1
-    if planes or (pad | (undeclared == 0) | (kept == a >> drop)).all(): return np.where(pad, a, kept)
+    undeclared = np.where(pad, 0, above & ~raw.dtype.type(_overlay_bits(ds) >> drop >> bits))
+    marked = not ds.file_meta.TransferSyntaxUID.is_encapsulated and _are_marks(undeclared) # a decoder that ran out of data sets bits, too
+    if marked or ((undeclared == 0) | (kept == a >> drop)).all(): return np.where(pad, a, kept)
     raise ValueError(f'is DICOM whose values need more than the {bits} bits of its header (BitsStored): ask for the original file')
 
 # %% ../nbs/00ab_dicom.ipynb #4f7a6d11

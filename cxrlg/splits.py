@@ -251,7 +251,8 @@ def _official_test(table, group): # -> bool [n]
         found = f"only {sorted(map(str, table.split.unique()))}" if 'split' in table else 'no such column'
         raise DataError(f"official=True needs rows with split == 'test', and the table has {found}: use official=False")
     if group == 'patient':
-        both = sorted(set(table.patient[test]) & set(table.patient[~test]))
+        patient = _as_ids(table.patient)
+        both = sorted(set(patient[test]) & set(patient[~test]))
         if both:
             raise DataError(f'{len(both)} patients have films in the official test part and outside it, the first is {both[0]}: '
                             'drop their other films, or use official=False')

@@ -615,6 +615,9 @@ def test_one_patient_written_as_number_and_as_text_is_in_one_fold():
     assert_disjoint(mixed, folds)
     with pytest.raises(DataError, match='in more than one fold: 0 '): assert_disjoint(mixed, np.arange(len(mixed)) % 4)
     assert splits._as_ids(pd.Series(['05', '5'])).nunique() == 2
+    official = mixed.assign(split=['test' if i % 4 else 'train' for i in range(len(mixed))])
+    with pytest.raises(DataError, match='50 patients have films in the official test part and outside it'):
+        make_folds(official, 4, official=True)
 
 
 @pytest.mark.parametrize('kind', ['category', 'string', 'object', 'Int64'])
