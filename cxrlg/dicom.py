@@ -264,7 +264,7 @@ def _are_marks(bits):
     said = np.unique(bits[bits > 0])
     return (bits > 0).mean() < .1 and len(said) == 1 and said[0] != 1
 
-def _stored_bits(a, ds):
+def _stored_bits(a, ds, compressed=False):
     "Values without the bits that do not belong to them"
     if a.dtype.kind not in 'iu': return a
     a, bits, width = a.astype(a.dtype.newbyteorder('='), copy=False), int(ds.BitsStored), 8 * a.dtype.itemsize
@@ -277,7 +277,7 @@ def _stored_bits(a, ds):
     ends = [o for o in (_integer(ds, 'PixelPaddingValue'), _integer(ds, 'PixelPaddingRangeLimit')) if o is not None]
     pad = np.isin(a, np.array(ends, 'int64').astype(a.dtype)) & (above > 0)
     undeclared = np.where(pad, 0, above & ~raw.dtype.type(_overlay_bits(ds) >> drop >> bits))
-    marked = not ds.file_meta.TransferSyntaxUID.is_encapsulated and _are_marks(undeclared) # a decoder that ran out of data sets bits, too
+    marked = not compressed and _are_marks(undeclared) # a decoder that ran out of data sets bits, too
     if marked or ((undeclared == 0) | (kept == a >> drop)).all(): return np.where(pad, a, kept)
     raise ValueError(f'is DICOM whose values need more than the {bits} bits of its header (BitsStored): ask for the original file')
 
@@ -317,7 +317,7 @@ def stored_values(
         why = ' '.join(str(e).split('plugins:')[-1].split()).replace("'NoneType' object has no attribute 'encode'", 'its data are damaged')
         raise ValueError(f'is DICOM compressed as {syntax.name} that cannot be decoded ({why}): '
                          'copy it again, or save it uncompressed') from e
-    return a if syntax in _lossy else _stored_bits(a, ds)
+    return a if syntax in _lossy else _stored_bits(a, ds, ds.file_meta.TransferSyntaxUID.is_encapsulated)
 
 # %% ../nbs/00ab_dicom.ipynb #48f312cc
 def _coloured(a, ds):
