@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .core import META, DataError, atomic_write, check_known, did_you_mean, few, film_key, labels_of, n_cpus
 from .core import on_disk, patient_key, walk_files
-from .label_files import data_folder, refuse_kind
+from .label_files import data_folder, refuse_kind, stripped
 from .label_values import decide_uncertain, label_values, strange_values
 from .readers import CHEXPERT, FILM_SUFFIXES, NIH, check_columns, film_stem, register_reader, years
 from .readers import READERS as _readers
@@ -121,13 +121,9 @@ def _locate(table, root, folders=None):
 # %% ../nbs/00_data.ipynb #503be1c9
 _NO_PATIENT = {'nan', '-nan', '<na>', '#n/a', '#na', '#n/a n/a', 'nat', '1.#ind', '-1.#ind', '1.#qnan', '-1.#qnan'}
 
-def _said(column):
-    "The texts of a column without blanks at their ends; the empty text where nothing is said"
-    return column.astype(object).where(column.notna(), '').astype(str).str.strip()
-
 def _blank_ids(ids):
     "Where nothing is said, or what a program writes for it"
-    text = _said(ids)
+    text = stripped(ids)
     return (text == '').to_numpy() | text.str.lower().isin(_NO_PATIENT).to_numpy()
 
 def _check_ids(table):
@@ -285,7 +281,7 @@ def _label_problems(y, labels):
 # %% ../nbs/00_data.ipynb #2b2044a1
 def _identity_problems(table, y):
     "Rows that name the same image, under one spelling or two"
-    key = _said(table.image).map(film_key)
+    key = stripped(table.image).map(film_key)
     twice = key.duplicated(keep=False) & ~_blank_ids(table.image)
     other = twice & (y.fillna(-1).groupby(key).transform('nunique') > 1).any(axis=1)
     what = f'the same image with other labels: {few(table.image[other].unique(), 3)}'
@@ -296,8 +292,8 @@ def _identity_problems(table, y):
 def _study_problems(table, y):
     "Films of one study that are labelled otherwise"
     if 'study' not in table: return
-    study = _said(table.study)
-    visit = _said(table.patient) + '/' + study
+    study = stripped(table.study)
+    visit = stripped(table.patient) + '/' + study
     groups = y.groupby(visit)
     other = (study != '') & (groups.transform('max') > groups.transform('min')).any(axis=1)
     what = f'{visit[other].nunique():,} studies whose films have other labels, such as {few(visit[other].unique(), 3)}'
@@ -306,7 +302,7 @@ def _study_problems(table, y):
 def _view_problems(table):
     "Lateral films among frontal ones"
     if 'view' not in table: return
-    said = _said(table.view)
+    said = stripped(table.view)
     view = said.str.upper()
     lateral = view.isin(['L', 'LL', 'RL']) | (view.str.contains('LAT') & ~view.str.contains('DEC'))
     frontal = said[~lateral & (view != '')]
@@ -336,7 +332,7 @@ _ROUNDED = r'\d(?:\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+'
 
 def _patient_problems(patient):
     "Ids that may be one person's, that may stand for nobody, and that were rounded"
-    patient = _said(patient).mask(_blank_ids(patient))
+    patient = stripped(patient).mask(_blank_ids(patient))
     pairs = [list(names) for names in _spellings(patient).values()]
     what = f'{few(" = ".join(names) for names in pairs)}: films of one person on both sides of a fold, if each of these is one person'
     do = 'if each is one person, read the table with merge_patients=True (in YAML under data_args); if they are two, leave them'
@@ -385,6 +381,7 @@ def _film_problems(table, labels, facts):
 def _twins(table, labels, digest):
     "Films of the same content"
     same = digest.notna() & digest.duplicated(keep=False)
+    if not same.any(): return
     def differ(columns): return same & (table[columns].fillna(-1).groupby(digest).transform('nunique') > 1).any(axis=1)
     patients, others = differ(['patient']), differ(labels)
     kinds = [('warning', 'same picture, other patient', patients, 'one of the ids is wrong: these films can leak between folds; drop them'),
@@ -414,7 +411,7 @@ def audit(
     table = table.reset_index(drop=True).astype(dict(image=object, patient=object)) # a categorical one takes no other value
     found = list(_table_problems(table, labels))
     packed = table.image.astype(str).str.contains('.npz#', regex=False) & (pixels is None and root is not None)
-    film = _films(table, root, pixels, read)
+    film = _films(table, data_folder(root) if root is not None else None, pixels, read)
     if packed.any():
         do = 'make a PixelCache and pass it as pixels='
         found.append(_problem('note', 'films not looked at', packed, 'they are inside an archive', do))

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from .core import DISK_FULL, DataError, atomic_write, file_lock, n_cpus, write_json
 from .dicom import is_dicom, read_dicom
+from .label_files import data_folder
 from .pictures import MAX_PIXELS, read_picture
 
 # %% ../nbs/00b_films.ipynb #164c6941
@@ -189,7 +190,7 @@ class PixelCache:
         if not len(table): raise DataError('the table has no rows: there is nothing to decode')
         odd = [(k, image) for k, image in enumerate(table.image) if not isinstance(image, str)]
         if odd: raise DataError(f'{len(odd):,} rows name no film, the first is row {odd[0][0]} ({odd[0][1]!r}): give each a path as text')
-        self.root, self.size, self.mode, self.shape = Path(root), int(size), mode, (len(table), int(size), int(size))
+        self.root, self.size, self.mode, self.shape = data_folder(root), int(size), mode, (len(table), int(size), int(size))
         jobs, cache_dir = n_jobs or n_cpus(), Path(cache_dir or _cache_dir()).expanduser()
         films = _film_keys(list(table.image), self.root, cache_dir / 'contents', jobs, progress)
         self.key = hashlib.sha256(films.tobytes() + f'{size} {mode} {_decoder}'.encode()).hexdigest()[:16]

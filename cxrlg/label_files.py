@@ -82,7 +82,7 @@ def check_columns(
     raise DataError(f'{path}: no column {few(map(repr, missing))}{title or "; " + did_you_mean(missing[0], names)}')
 
 # %% ../nbs/00d_label_files.ipynb #00d0000b
-_BLANK = ['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN', '<NA>', 'N/A', 'NA', 'NULL', 'NaN',
+BLANK = ['', ' ', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN', '<NA>', 'N/A', 'NA', 'NULL', 'NaN',
           'None', 'n/a', 'nan', 'null']
 _filters = threading.Lock()
 _NO_TEXT = {b'\x1f\x8b': 'is packed by gzip: unpack it, or call it .csv.gz',
@@ -110,7 +110,7 @@ def refuse_cut_off(
 def _parse(path, names, ids, text):
     "The file as pandas reads it, ids as they are written"
     kind = {raw: str for raw in names if raw.strip() in {*ids, *text}}
-    blank = {raw: _BLANK for raw in names if raw.strip() not in ids}
+    blank = {raw: BLANK for raw in names if raw.strip() not in ids}
     with _filters, warnings.catch_warnings(): # filters belong to the process, not to a thread
         warnings.simplefilter('error', pd.errors.ParserWarning)
         how = dict(encoding='utf-8-sig', low_memory=False, index_col=False, keep_default_na=False)
@@ -172,12 +172,18 @@ def _above(path):
     return f'; there is one in {above.parent}: give its full path, csv: {above}' if above.is_file() else ''
 
 # %% ../nbs/00d_label_files.ipynb #00d0000e
+def stripped(
+    column, # a column of a table
+) -> pd.Series: # text
+    "The texts of a column without blanks at their ends; the empty text where nothing is said"
+    return column.astype(object).where(column.notna(), '').astype(str).str.strip()
+
 def years(
     age, # ages as numbers or text
 ) -> pd.Series: # float32, in years; NaN where nothing is said
     "Ages in years: 58, '058Y', '011M' and '003D' are all met; a date or a range is no age"
     if pd.api.types.is_numeric_dtype(age): return pd.Series(age.to_numpy('float32', na_value=np.nan), age.index, name=age.name)
-    said = age.astype(object).where(age.notna(), '').astype(str).str.strip()
+    said = stripped(age)
     unit = r'(Y(?:rs?|ears?)?|M(?:os?|onths?)?|W(?:ks?|eeks?)?|D(?:ays?)?)'
     s = said.str.extract(rf'^(-?[0-9]+(?:\.[0-9]+)?)\s*(?:{unit}\.?(?:\s*old)?)?$', flags=re.IGNORECASE)
     lost = said[s[0].isna() & (said != '')]

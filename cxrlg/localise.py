@@ -26,6 +26,7 @@ from .data import FILM_SUFFIXES, read_table
 from .dicom import is_dicom
 from .eval import at_an_end, percentile_interval
 from .films import PixelCache
+from .label_files import data_folder
 from .maps import plot_map
 from .predict import Predictor
 from .results import FoldFolder, StudyFolder
@@ -371,7 +372,7 @@ def _shares(boxes, table, root, in_pixels, mode):
     for name, g in boxes.groupby(boxes.image.map(_stem), sort=False):
         if name not in files: continue
         film, do = files[name], 'give the side of the films on which it was drawn'
-        try: size = _film_size(Path(root)/film)
+        try: size = _film_size(root/film)
         except OSError as e: raise DataError(f'the size of {film} cannot be read ({first_line(e)}), and it has a box: {do}') from e
         values = g[_SIDES].to_numpy() / (np.array([*size, *size]) if in_pixels else 1)
         outside = (values[:, :2] >= 1) | (values[:, :2] + values[:, 2:] > 1 + 1/np.array(size))
@@ -399,7 +400,7 @@ def write_localisation(
     **options, # `tolerance` and `threshold` of `localise`
 ) -> pd.DataFrame: # the table by finding
     "Localise a study's findings, and write the table, the films and the overlays"
-    predictor, in_pixels = Predictor(study_dir, arm), False
+    predictor, root, in_pixels = Predictor(study_dir, arm), data_folder(root), False
     if not isinstance(boxes, pd.DataFrame):
         nih = Path(boxes).name.lower().startswith('bbox_list')
         dataset, side = dataset or ('nih' if nih else None), side or (1024 if nih else None)
@@ -429,7 +430,7 @@ def main(
     side:int=None, # side of the films on which the boxes were drawn, pixels; 1: in shares; default: 1024 for NIH's list, else each film's
 ):
     "Compare a study's class-activation maps with boxes"
-    boxes = boxes or Path(root)/'BBox_List_2017.csv'
+    boxes = boxes or data_folder(root)/'BBox_List_2017.csv'
     work = lambda: write_localisation(study_dir, root, boxes, dataset, arm, n_boot=n_boot, side=side, tolerance=tolerance)
     table = StudyFolder(study_dir).localisation
     print(run_command(work, table, 'cxrlg_localise').round(3).to_string(index=False))

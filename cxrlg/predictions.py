@@ -21,9 +21,9 @@ from scipy.special import logit
 from .core import DataError, check_known, did_you_mean, few, patient_key, printable
 from .data import CHEXPERT, NIH
 from .eval import no_auc
-from .label_files import years
+from .label_files import BLANK, stripped, years
 from .results import Study
-from .sheets import (BLANK, canonical, check_columns, key_films, label_column, number_column, people_of, plain_name, read_sheet,
+from .sheets import (canonical, check_columns, key_films, label_column, number_column, people_of, plain_name, read_sheet,
                           refuse_value, same_films, spelled)
 from .splits import folds_hash, make_folds
 
@@ -294,13 +294,12 @@ def _shared_findings(arms, labels, notes):
 # %% ../nbs/06i_predictions.ipynb #28953a41
 def _ages(told, notes):
     "Ages in years from 58, '058Y' and '011M'; what is none is unknown, and said"
-    text = told.astype(object).where(told.notna(), '').astype(str).str.strip()
-    known, whole = text[~text.isin(BLANK)], text.where(text.str.fullmatch(r'-?\d+(?:\.\d+)?\s*[YMWDymwd]?'), '')
+    text = stripped(told)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        age = years(told if pd.api.types.is_numeric_dtype(told) else whole).astype(float).round(4)
+        warnings.simplefilter('ignore') # what is lost is said below
+        age = years(told).astype(float).round(4)
     age = age.where(age.between(0, 110))
-    lost = known[age[known.index].isna()]
+    lost = text[age.isna() & ~text.isin(BLANK)]
     odd = few(map(repr, lost.unique()), 6)
     if len(lost): notes.append(f'{len(lost):,} ages are no number of years from 0 to 110 ({odd}): they are unknown')
     return age

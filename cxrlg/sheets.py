@@ -19,7 +19,7 @@ import pandas as pd
 
 from .core import DataError, check_known, few, film_key, first_line, printable
 from .data import FILM_SUFFIXES
-from .label_files import refuse_cut_off
+from .label_files import BLANK, refuse_cut_off
 
 # %% ../nbs/00d_sheets.ipynb #b451839f
 _ROLES = dict( # role of a column: names that it goes by, without blanks and marks
@@ -57,8 +57,6 @@ def _roles(header, columns, source):
     return found
 
 # %% ../nbs/00d_sheets.ipynb #81a8a0c0
-BLANK = ['', ' ', 'NA', 'N/A', 'n/a', 'NaN', 'nan', 'null', 'NULL', 'None', '<NA>']
-
 def _source(table): return 'the table' if isinstance(table, pd.DataFrame) else str(table)
 
 def _refuse_twice(header, source):

@@ -503,3 +503,10 @@ def test_lateral_films_among_frontal_ones_are_named():
     assert row.rows == [1, 3, 4, 5] and row.severity == 'note' and 'views: [AP, AP_horizontal, LLD decubitus, PA]' in row['do']
     for same in ('PA', 'L'):
         assert 'lateral film among frontal ones' not in audit(table.assign(view=same), verbose=False).check.tolist()
+
+
+def test_an_audit_of_films_that_all_show_nothing_ends(tmp_path):
+    for name in 'ab': Image.new('L', (20, 20), 90).save(tmp_path/f'{name}.png')
+    table = pd.DataFrame(dict(image=['a.png', 'b.png'], patient=['1', '2'], A=[1., 0.]))
+    table.attrs['labels'] = ['A']
+    assert 'nearly constant film' in set(audit(table, tmp_path, progress=False, verbose=False).check)

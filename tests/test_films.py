@@ -593,3 +593,15 @@ def test_a_damaged_description_of_a_cache_is_one_line(tmp_path, text):
     t = pd.DataFrame(dict(image=['a.png']))
     cache(t, tmp_path, 8)._path('json').write_text(text)
     with pytest.raises(DataError, match='is damaged: delete it'): cache(t, tmp_path, 8)
+
+
+def test_the_home_folder_is_understood_wherever_films_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    (tmp_path/'films').mkdir()
+    flat(tmp_path/'films'/'a.png', 50)
+    table = pd.DataFrame(dict(image=['a.png'], patient=['1'], A=[1.]))
+    table.attrs['labels'] = ['A']
+    assert len(PixelCache(table, '~/films', 16, cache_dir=tmp_path/'c', progress=False)) == 1
+    found = audit(table, '~/films', read=read_film, progress=False, verbose=False)
+    assert 'missing film' not in set(found.check)
