@@ -24,9 +24,19 @@ from .core import DataError, did_you_mean, few, printable
 # %% ../nbs/00d_label_files.ipynb #00d00009
 _CSV_ERRORS = (UnicodeError, ValueError, csv.Error, pd.errors.ParserWarning, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
-def _csv_rows(path, sep=','):
+def _text(path): return get_handle(path, 'r', encoding='utf-8-sig', compression='infer')
+
+def separator(
+    path, # a CSV file
+) -> str: # a comma, a semicolon or a tab
+    "What parts the cells of a file, by its header"
+    with _text(path) as opened: header = re.sub('"[^"]*"', '', opened.handle.readline())
+    return max(',;\t', key=header.count)
+
+def _csv_rows(path):
     "The rows of a CSV file as lists of cells, with the line where each ends; empty lines are left out"
-    with get_handle(path, 'r', encoding='utf-8-sig', compression='infer') as opened:
+    sep = separator(path)
+    with _text(path) as opened:
         csv.field_size_limit(2**31 - 1) # a cell may hold a report
         rows = csv.reader(opened.handle, delimiter=sep)
         for cells in rows:
@@ -36,6 +46,19 @@ def _header(path):
     "The names of the columns, as they stand there"
     return next((cells for _, cells in _csv_rows(path)), [])
 
+_SEPARATORS = {',': 'commas', ';': 'semicolons', '\t': 'tabs'}
+
+def _agreed(path, sep, names):
+    "What parts the cells, as it was said; None: commas, and the refusal says how another is named"
+    wanted = ',' if sep is None else sep
+    if wanted not in _SEPARATORS: raise DataError(f"sep={sep!r}: cells are separated by ',', ';' or '\\t'")
+    found = separator(path)
+    if found == wanted or len(names) < 2: return wanted
+    cure = 'leave out sep' if found == ',' else f'give sep={found!r} (in YAML under data_args)'
+    if wanted == ',': cure = f'save it as comma-separated CSV, or {cure}' if sep is None else 'save it as comma-separated CSV'
+    raise DataError(f'{path} is not separated by {_SEPARATORS[wanted]}, but by {_SEPARATORS[found]}: {cure}')
+
+# %% ../nbs/00d_label_files.ipynb #a0d00012
 def csv_problem(
     path, # the file
     e, # what reading it raised
@@ -76,8 +99,6 @@ def check_columns(
     if twice: raise DataError(f'{path}: the column {twice[0]!r} is there twice: remove or rename one')
     missing = [c for c in columns if c not in names]
     if not missing: return
-    if any(';' in c or '\t' in c for c in names):
-        raise DataError(f'{path} is not separated by commas: save it as comma-separated CSV')
     title = _title_rows(path, columns) if isinstance(path, Path) else ''
     raise DataError(f'{path}: no column {few(map(repr, missing))}{title or "; " + did_you_mean(missing[0], names)}')
 
@@ -99,36 +120,37 @@ def _refuse_no_text(path):
 def refuse_cut_off(
     path, # a CSV file
     width:int, # cells of its header
-    sep:str=',', # what separates cells
 ):
     "Refuse a file whose last row, and no other, is short"
-    cells = [len(cells) for _, cells in _csv_rows(path, sep)]
+    cells = [len(cells) for _, cells in _csv_rows(path)]
     if cells[-1] < width and min(cells[:-1]) >= width:
         raise DataError(f'{path} ends in the middle of a row (its last row has {cells[-1]} cells under a header of {width}): '
                         'copy or download it again, or complete the row')
 
-def _parse(path, names, ids, text):
+def _parse(path, names, ids, text, sep):
     "The file as pandas reads it, ids as they are written"
     kind = {raw: str for raw in names if raw.strip() in {*ids, *text}}
     blank = {raw: BLANK for raw in names if raw.strip() not in ids}
     with _filters, warnings.catch_warnings(): # filters belong to the process, not to a thread
         warnings.simplefilter('error', pd.errors.ParserWarning)
-        how = dict(encoding='utf-8-sig', low_memory=False, index_col=False, keep_default_na=False)
-        return pd.read_csv(path, dtype=kind, na_values=blank, **how)
+        how = dict(sep=sep, decimal=',' if sep == ';' else '.', encoding='utf-8-sig', index_col=False, keep_default_na=False)
+        return pd.read_csv(path, dtype=kind, na_values=blank, low_memory=False, **how)
 
 def read_csv(
     path:Path, # the file; `.gz`, `.zip` and so on are understood
     needed=(), # columns that have to be there
     ids=(), # columns of names and ids: text as it is written, blank where nothing is
     text=(), # other columns of text, where `NA` and the like are blank
+    sep:str=',', # what parts cells: comma, tab, or semicolon with decimal commas; None: comma, where it is an option
 ) -> pd.DataFrame: # its rows; names of columns without blanks at their ends
     "A CSV file, or one line that says why not"
     path = Path(path)
     try:
         _refuse_no_text(path)
         names = _header(path)
+        sep = _agreed(path, sep, names)
         if names: check_columns(names, needed, path)
-        df = _parse(path, names, ids, text)
+        df = _parse(path, names, ids, text, sep)
         if len(df) and (pd.isna(df.iat[-1, -1]) or df.iat[-1, -1] == ''): refuse_cut_off(path, len(names))
     except DataError: raise
     except FileNotFoundError: raise DataError(f'there is no file {path}{_above(path)}') from None
@@ -144,7 +166,7 @@ _KINDS = {str: 'text', int: 'a whole number', bool: 'true or false'}
 
 def _is_a(value, kind):
     "Is it text with something in it, a whole number, or true or false?"
-    if kind is str: return isinstance(value, (str, os.PathLike)) and bool(str(value).strip())
+    if kind is str: return isinstance(value, (str, os.PathLike)) and bool(str(value).strip(' ')) # a tab is one
     if kind is int: return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     return isinstance(value, (bool, np.bool_))
 

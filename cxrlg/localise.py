@@ -26,7 +26,7 @@ from .data import FILM_SUFFIXES, read_table
 from .dicom import is_dicom
 from .eval import at_an_end, percentile_interval
 from .films import PixelCache
-from .label_files import data_folder
+from .label_files import data_folder, separator
 from .maps import plot_map
 from .predict import Predictor
 from .results import FoldFolder, StudyFolder
@@ -65,7 +65,7 @@ def _boxes_of(raw, corners):
     "`image finding x y w h` from six columns of text"
     raw = raw.set_axis(['image', 'finding', *_SIDES], axis=1)
     if corners: raw = raw[~raw[_SIDES].apply(lambda c: c.str.strip().str.lower().isin(['', 'nan', 'na'])).all(axis=1)] # no finding, no box
-    x, y, w, h = (pd.to_numeric(raw[c], errors='coerce').astype(float) for c in _SIDES)
+    x, y, w, h = (pd.to_numeric(raw[c].str.replace(',', '.'), errors='coerce').astype(float) for c in _SIDES)
     return raw.assign(x=x, y=y, w=w - x if corners else w, h=h - y if corners else h)
 
 def read_boxes(
@@ -73,11 +73,9 @@ def read_boxes(
     side:int=1024, # side of the films on which the boxes were drawn, pixels; 1: they are in shares; None: leave pixels
 ) -> pd.DataFrame: # a row a box: `image finding x y w h`, the last four in shares of the film's side, or in pixels
     "Boxes that were drawn on films"
-    try: given = pd.read_csv(path, index_col=False, encoding='utf-8-sig', dtype=str, keep_default_na=False)
+    try: given = pd.read_csv(path, sep=separator(path), index_col=False, encoding='utf-8-sig', dtype=str, keep_default_na=False)
     except (OSError, ValueError) as e:
         raise DataError(f'{path} cannot be read as a list of boxes ({" ".join(str(e).split())[:120]}): give BBox_List_2017.csv') from e
-    if len(given.columns) == 1 and ';' in given.columns[0]:
-        raise DataError(f'{path} is not separated by commas: save it as comma-separated CSV')
     raw, corners = _box_columns(given, path)
     boxes = _boxes_of(raw, corners)
     if side != 1 and len(boxes) and (boxes[_SIDES] <= 1).all(axis=None) and (boxes[_SIDES] % 1).any(axis=None):

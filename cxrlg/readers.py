@@ -129,12 +129,12 @@ def _asked_findings(labels):
 
 @register_reader('csv')
 def _csv(root, csv:str='labels.csv', image:str='image', patient:str='patient', labels=None,
-         study:str=None, view:str=None, sex:str=None, age:str=None, split:str=None):
+         study:str=None, view:str=None, sex:str=None, age:str=None, split:str=None, sep:str=None):
     "Any table: the columns are named by the caller; `image` holds paths relative to the root"
     named = dict(image=image, patient=patient, study=study, view=view, sex=sex, age=age, split=split)
     meta, labels = {k: str(v).strip() for k, v in named.items() if v is not None}, _asked_findings(labels)
     texts = [meta[k] for k in ('study', 'view', 'sex', 'split') if k in meta]
-    df = read_csv(root / csv, [*dict.fromkeys(meta.values()), *labels], ids=[meta['image'], meta['patient']], text=texts)
+    df = read_csv(root / csv, [*dict.fromkeys(meta.values()), *labels], ids=[meta['image'], meta['patient']], text=texts, sep=sep)
     return with_labels({k: years(df[v]) if k == 'age' else df[v] for k, v in meta.items()}, df[labels])
 
 # %% ../nbs/00d_readers.ipynb #00d00016

@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../nbs/00d_sheets.ipynb #817dbb32
-import gzip
 import os
 import re
 import warnings
@@ -19,7 +18,7 @@ import pandas as pd
 
 from .core import DataError, check_known, few, film_key, first_line, printable
 from .data import FILM_SUFFIXES
-from .label_files import BLANK, refuse_cut_off
+from .label_files import BLANK, refuse_cut_off, separator
 
 # %% ../nbs/00d_sheets.ipynb #b451839f
 _ROLES = dict( # role of a column: names that it goes by, without blanks and marks
@@ -72,9 +71,7 @@ def _refuse_name(path):
 
 def _csv(path, columns):
     "A CSV file, its roles of names as text"
-    opened = gzip.open if path.suffix == '.gz' else open
-    with opened(path, 'rt', encoding='utf-8-sig') as f: first = f.readline()
-    how = dict(sep=max(',;\t', key=first.count), encoding='utf-8-sig', index_col=False)
+    how = dict(sep=separator(path), encoding='utf-8-sig', index_col=False)
     header = list(pd.read_csv(path, nrows=0, **how))
     _refuse_twice(header, path)
     roles = _roles(header, {k: v for k, v in columns.items() if v in header}, path)
@@ -83,7 +80,7 @@ def _csv(path, columns):
     with warnings.catch_warnings():
         warnings.simplefilter('error', pd.errors.ParserWarning)
         frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=blank, low_memory=False, **how)
-    if len(frame) and (pd.isna(frame.iat[-1, -1]) or frame.iat[-1, -1] == ''): refuse_cut_off(path, len(header), how['sep'])
+    if len(frame) and (pd.isna(frame.iat[-1, -1]) or frame.iat[-1, -1] == ''): refuse_cut_off(path, len(header))
     return frame
 
 def _read(table, columns):

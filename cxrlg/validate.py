@@ -82,9 +82,9 @@ def _read_map(path):
     if isinstance(names, dict) and all(isinstance(k, str) and isinstance(v, (str, type(None))) for k, v in names.items()): return names
     raise DataError(f'{path} is no mapping of findings: write a line NAME THERE: NAME IN THE STUDY for each that is called otherwise')
 
-def _found_columns(labels, path, names):
+def _found_columns(labels, path, names, sep=None):
     "The findings of a CSV file that stand for the study's"
-    columns = list(read_csv(path))
+    columns = list(read_csv(path, sep=sep))
     matched = match_findings(labels, columns, names)
     return list(dict.fromkeys([n for called in matched.values() for n in called] + list(names)))
 
@@ -271,7 +271,7 @@ def _read_there(data, root, labels, names, options, uncertain, verbose):
     options, root = reader_options(data, options), data_folder(root)
     if data == 'csv' and 'labels' not in options:
         path = root / (options.get('csv') or 'labels.csv')
-        options = options | dict(labels=_found_columns(labels, path, names))
+        options = options | dict(labels=_found_columns(labels, path, names, options.get('sep')))
         if not options['labels']:
             raise DataError(f'{path} has no column that stands for a finding of the study ({few(labels, 20)}): say with a mapping which do')
     table = read_table(data, root, uncertain=uncertain, verbose=verbose, **options)

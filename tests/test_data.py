@@ -4,6 +4,7 @@ import importlib.util
 import io
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -510,3 +511,15 @@ def test_an_audit_of_films_that_all_show_nothing_ends(tmp_path):
     table = pd.DataFrame(dict(image=['a.png', 'b.png'], patient=['1', '2'], A=[1., 0.]))
     table.attrs['labels'] = ['A']
     assert 'nearly constant film' in set(audit(table, tmp_path, progress=False, verbose=False).check)
+
+
+@pytest.mark.parametrize('sep', [';', '\t'])
+def test_cells_that_are_not_parted_by_commas_are_read_when_it_is_said(good, sep):
+    rows = ['image,patient,age,Edema,Mass', 'f0.png,NA,"58,5",0,1', 'f1.png,007,60,1,']
+    (good/'labels.csv').write_text('\n'.join(rows).replace('"58,5"', '58§5').replace(',', sep).replace('§', ',' if sep == ';' else '.'))
+    t = read_table('csv', good, **GOOD, age='age', sep=sep, verbose=False)
+    assert t.patient.tolist() == ['NA', '007'] and t.age.tolist() == [58.5, 60]
+    assert t.Mass.fillna(-9).tolist() == [1, -9]
+    for wrong, told in {None: f'give sep={sep!r}', ',': f'give sep={sep!r}', '|': 'cells are separated by'}.items():
+        with pytest.raises(DataError, match=re.escape(told) if wrong != ',' else 'save it as comma-separated CSV'):
+            read_table('csv', good, **GOOD, sep=wrong, verbose=False)
