@@ -310,6 +310,7 @@ def check_findings(
         if not isinstance(name, str) or not name.strip():
             raise DataError(f'{what}: the finding {name!r} is no text: in YAML, put it in quotes')
         if name in META: raise DataError(f'{what}: {name!r} cannot be a finding: it is the name of another column ({few(META, 7)})')
+        if name == 'macro': raise DataError(f"{what}: 'macro' cannot be a finding: tables call the mean of all so")
         other = keys.setdefault(' '.join(unicodedata.normalize('NFKC', name).casefold().split()), name)
         if other is not name or list(labels).count(name) > 1:
             raise DataError(f'{what}: the finding {name!r} is given twice' + f', also as {other!r}'*(other != name) + ': keep one')
