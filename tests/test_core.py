@@ -255,7 +255,8 @@ def test_findings_survive_a_mask_and_are_asked_for_after_a_merge():
     assert labels_of(table[table.Edema == 1].reset_index(drop=True)) == ['Mass']
     merged = table.merge(pd.DataFrame(dict(image=['a'], portable=[1.])), on='image')
     with pytest.raises(DataError, match='columns that may be: Edema, Mass, portable'): labels_of(merged)
-    for labels, message in {'Masses': 'lacks finding columns: Masses', 'patient': "'patient' cannot be a finding", 'macro': 'the mean of all'}.items():
+    refused = {'Masses': 'lacks finding columns: Masses', 'patient': "'patient' cannot be a finding", 'macro': 'the mean of all'}
+    for labels, message in refused.items():
         table.attrs['labels'] = ['Mass', labels]
         with pytest.raises(DataError, match=message): labels_of(table)
 

@@ -111,9 +111,20 @@ def test_what_the_pretrained_recipe_reaches_on_more_films():
     study = load_study(ROOT/'nbs'/'results'/'nih128_more_outputs.npz').frequent(30)
     grid = study.grid('none')
     films = study.films(grid[1])
-    t = auc_interval(study.targets(grid[1]), ensemble(study.probs('none', grid)), films.patient, films.fold, study.labels).loc['macro']
-    written = re.search(r'at 128 px reaches (0\.\d+) \((0\.\d+) to (0\.\d+)\)', FINDINGS).groups()
-    assert [float(x) for x in written] == pytest.approx([t.auc, t.low, t.high], abs=.0006) and len(films) == 9998
+    probs, written = study.probs('none', grid), r'(0\.\d+) \((0\.\d+) to (0\.\d+)\)'
+    ways = {'at 128 px reaches ': (ensemble(probs), None), 'Its single models have ': (probs, films.fold)}
+    for before, (p, folds) in ways.items():
+        t = auc_interval(study.targets(grid[1]), p, films.patient, folds, study.labels).loc['macro']
+        numbers = re.search(before + written, FINDINGS).groups()
+        assert [float(x) for x in numbers] == pytest.approx([t.auc, t.low, t.high], abs=.0006)
+    assert len(films) == 9998 and grid[0] == (42, 43)
+
+
+def test_what_couplings_gain_on_more_films():
+    out = load_outputs(ROOT/'nbs'/'results'/'nih128_more_outputs.npz')[0]
+    t = coupling_controls(out, ['couplings_min'], metrics=('auc',), n_boot=1000, bar=False).table.set_index('arm').loc['couplings_min']
+    written = re.search(r'least loss gains (0\.\d+) \(([-+]0\.\d+) to ([-+]0\.\d+)\)', FINDINGS).groups()
+    assert [float(x) for x in written] == pytest.approx([t.change, t.low, t.high], abs=.00006)
 
 
 def test_the_ablation_in_the_paper_page():
