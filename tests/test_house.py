@@ -46,6 +46,11 @@ def floor(room):
     return next(i for i, rooms in enumerate(FLOORS) if room in rooms), PAGES[room]
 
 
+def test_the_map_names_the_floor_of_each_room():
+    rows = re.findall(r'^\| (\d) \| `(\w+)` \|', (ROOT/'nbs'/'house.qmd').read_text(), flags=re.M)
+    assert {(int(n), room) for n, room in rows} == {(n, room) for n, rooms in enumerate(FLOORS) for room in rooms}
+
+
 def imports(path):
     "The rooms of cxrlg that a module imports"
     names = [
