@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import logit
 
-from .core import DataError, check_known, did_you_mean, few, patient_key, printable
+from .core import DataError, check_findings, check_known, did_you_mean, few, patient_key, printable
 from .data import CHEXPERT, NIH
 from .eval import no_auc
 from .label_files import BLANK, stripped, years
@@ -149,12 +149,12 @@ def _label_columns(sheet, separate, predicted):
     return tagged if tagged or not separate else dict(sheet.values.items())
 
 def _check_findings(names, source):
-    "Refuse findings in two spellings, and a name that tables have for the mean of all"
+    "Refuse findings in two spellings, and names that are taken"
     spelt = {}
     for name in names:
         other = spelt.setdefault(plain_name(name), name)
         if other != name: raise DataError(f'{source}: {other!r} and {name!r} are one finding in two spellings: keep one')
-        if name == 'macro': raise DataError(f"{source}: 'macro' cannot be a finding, as tables call the mean of all so: rename it")
+    check_findings(names, source)
 
 def _targets(sheet, separate, predicted):
     "Labels [n, L] as they are, with -1; a value that is none is refused where the finding is predicted"
